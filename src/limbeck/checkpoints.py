@@ -1,0 +1,192 @@
+"""Opening and naming checkpoints: safetensors only, a tokenizer that fits, a head that was trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from limbeck.errors import InputError
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+class Checkpoint(NamedTuple):
+    """A model with the tokenizer it reads with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+@contextmanager
+def quiet() -> Any:  # noqa: ANN401
+    """No load reports and progress bars: we say ourselves what matters about a load."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def open_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A checkpoint's configuration alone, which is enough to refuse most mistakes.
+
+    Raises:
+        InputError: not there, or holds pickles instead of safetensors.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise InputError(
+                f"{name} holds {pickles[0]}, a pickle that could run code when opened; convert it to safetensors "
+                "(model.save_pretrained in an environment you trust)"
+            )
+        raise InputError(f"{name} holds no model.safetensors; give a folder saved by save_pretrained")
+    if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise InputError(f"no model folder '{name}'; check the path")
+    try:
+        return AutoConfig.from_pretrained(_place(name), revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a wrong name, no connection, a broken config or code that was not asked for
+        raise InputError(f"'{name}' is neither a model folder nor a model that the hub gave: {_reason(error)}") from None
+
+
+def open_classifier(
+    name: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    head: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """A sequence classifier with its tokenizer, in float32.
+
+    Args:
+        name: a folder or a name on the hub.
+        revision: the hub's commit, tag or branch.
+        trust_remote_code: run code that the model brings along.
+        head: configuration entries of a task (`Task.config`) when a missing head is to be made anew; without it,
+            a checkpoint whose head was never trained is refused.
+
+    Raises:
+        InputError: see `open_config`; no tokenizer; weights that do not fit the configuration; an untrained head.
+    """
+    open_config(name, revision, trust_remote_code)
+    where, options = _place(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                where,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=head is not None,
+                **options,
+                **(head or {}),
+            )
+    except InputError:
+        raise
+    except Exception as error:  # missing or broken files; transformers raises a dozen kinds
+        raise InputError(f"'{name}' does not open as a sequence classifier: {_reason(error)}") from None
+    if head is None and loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise InputError(
+            f"'{name}' was never trained to classify ({missing} missing); train it first: "
+            f"limbeck train student={name} data=... output=..."
+        )
+    return Checkpoint(model, tokenizer, name)
+
+
+def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The label names of a configuration in the order of the outputs."""
+    return tuple(str(config.id2label[index]) for index in range(config.num_labels))
+
+
+def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
+    """Tokens kept of an example: what is wanted, else what model and tokenizer were made for.
+
+    Raises:
+        InputError: more is wanted than the model has positions for.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or 512
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        positions -= 2  # these count positions from the padding index on
+    if wanted is not None and wanted > positions:
+        raise InputError(f"task.max_length is {wanted}, but {model.config.model_type} reads at most {positions} tokens")
+    return wanted or min(positions, int(tokenizer.model_max_length))
+
+
+def check_tokenizer(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
+    """Refuse a tokenizer that does not belong to the model.
+
+    Raises:
+        InputError: more tokens than embeddings, no padding token, or most of the text unknown.
+    """
+    model, tokenizer, name = checkpoint
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(f"the tokenizer of '{name}' has {len(tokenizer)} tokens, the model embeds {rows}; they do not fit")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer of '{name}' has no padding token; set tokenizer.pad_token and save it again")
+    if tokenizer.unk_token_id is not None:
+        ids = [i for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in row]
+        unknown = sum(i == tokenizer.unk_token_id for i in ids) / max(len(ids), 1)
+        if unknown > 0.5:
+            raise InputError(
+                f"the tokenizer of '{name}' knows {1 - unknown:.0%} of the tokens of your text; it does not fit the data "
+                "or was saved broken"
+            )
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all weights and over the configuration's own entries."""
+    digest = hashlib.sha256()
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _IRRELEVANT}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+_IRRELEVANT = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "limbeck")
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over the tokenizer's vocabulary and rules; not over truncation and padding, which callers set."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        rules.pop("truncation", None)
+        rules.pop("padding", None)
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def _place(name: str) -> str:
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,8 @@
+"""Reading, checking and splitting examples."""
+
+from limbeck.data.columns import Columns, find_columns
+from limbeck.data.labels import resolve_task
+from limbeck.data.reading import RawData, read, read_all
+from limbeck.data.splitting import Splits, split
+
+__all__ = ["Columns", "RawData", "Splits", "find_columns", "read", "read_all", "resolve_task", "split"]

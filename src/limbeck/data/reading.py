@@ -1,0 +1,129 @@
+"""Reading tables from files, saved folders and the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
+
+from limbeck.errors import InputError
+from limbeck.recipe.schema import Data, Source
+from limbeck.recipe.sections import nearest
+
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "dev", "val", "valid", "validation_matched"),
+    "test": ("test",),
+    "unlabelled": ("unsupervised", "unlabelled", "unlabeled", "train"),
+}
+# Empty cells and "nan" are missing; words such as "None" and "NA" are text that people write.
+_CSV: dict[str, Any] = {"keep_default_na": False, "na_values": ["", "nan", "NaN"]}
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", _CSV),
+    ".tsv": ("csv", {**_CSV, "sep": "\t", "quoting": 3}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+@dataclass
+class RawData:
+    """Tables as they were read. A part that is to be cut from `train` is a fraction."""
+
+    train: Dataset
+    validation: Dataset | float
+    test: Dataset | float
+    unlabelled: Dataset | None = None
+
+
+def read(source: Source, use: str) -> Dataset:
+    """Read one table.
+
+    Args:
+        source: where.
+        use: `train`, `validation`, `test` or `unlabelled`: which split to take where there are several.
+
+    Raises:
+        InputError: nothing there, not readable, empty, or no such split.
+    """
+    table = _open(source)
+    if isinstance(table, DatasetDict):
+        name = source.split or _split_for(use, list(table))
+        if name not in table:
+            wanted = source.split or use
+            raise InputError(f"{source.path} has no split '{wanted}'; {nearest(wanted, list(table))} Add split=NAME.")
+        table = table[name]
+    if len(table) == 0:
+        raise InputError(f"{source.path} holds no examples")
+    return table
+
+
+def read_all(data: Data) -> RawData:
+    """Read every table that the recipe names; parts it does not name come from the source's own splits, else 0.1."""
+    train = read(data.train, "train")
+    parts: dict[str, Dataset | float] = {}
+    for use in ("validation", "test"):
+        given = getattr(data, use)
+        if isinstance(given, Source):
+            parts[use] = read(given, use)
+        else:
+            own = _own_split(data.train, use) if given is None else None
+            parts[use] = own if own is not None else (given or 0.1)
+    unlabelled = read(data.unlabelled, "unlabelled") if data.unlabelled else None
+    return RawData(train, parts["validation"], parts["test"], unlabelled)
+
+
+def _open(source: Source) -> Dataset | DatasetDict:
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        try:
+            return load_from_disk(str(path))
+        except (FileNotFoundError, ValueError):
+            raise InputError(f"{path} is a folder, but not one saved by datasets (save_to_disk)") from None
+    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".xz", ".zst")]
+    kind = suffixes[-1] if suffixes else ""
+    if path.is_file():
+        if kind not in _READERS:
+            raise InputError(f"{path} ends in '{kind}'; readable are {', '.join(_READERS)} and saved datasets folders")
+        builder, options = _READERS[kind]
+        try:
+            return load_dataset(builder, data_files=str(path), split="train", **options)
+        except Exception as error:  # pandas, pyarrow and datasets each have their own errors for a broken file
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise InputError(f"{path} cannot be read as {builder}: {reason}") from None
+    if kind in _READERS or source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
+        raise InputError(f"no file or folder '{source.path}'; check the path")
+    return _from_hub(source)
+
+
+def _from_hub(source: Source) -> Dataset | DatasetDict:
+    try:
+        return load_dataset(source.path, source.subset, revision=source.revision)
+    except Exception as error:  # the hub client raises many kinds; each is a wrong name or no connection
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"'{source.path}' is neither a file here nor a dataset that the hub gave: {reason}") from None
+
+
+def _split_for(use: str, names: list[str]) -> str:
+    return next((name for name in SPLIT_NAMES[use] if name in names), names[0] if len(names) == 1 else "")
+
+
+def _own_split(source: Source, use: str) -> Dataset | None:
+    """The source's own validation or test split, unless it comes without labels (GLUE's tests are all -1)."""
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return None
+    names = list(_open(source)) if path.is_dir() else _hub_splits(source)
+    name = _split_for(use, names) if len(names) > 1 else ""
+    if not name:
+        return None
+    table = read(source.model_copy(update={"split": name}), use)
+    hidden = [column for column in table.column_names if table.features[column].dtype == "int64"]
+    return None if any(set(table[column][:]) == {-1} for column in hidden) else table
+
+
+def _hub_splits(source: Source) -> list[str]:
+    return list(get_dataset_split_names(source.path, source.subset, revision=source.revision))

@@ -1,0 +1,107 @@
+"""From raw tables to train, validation, test and transfer sets with the columns every other room reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from sklearn.model_selection import train_test_split
+
+from limbeck.data.columns import Columns
+from limbeck.data.labels import encode_labels, stratification
+from limbeck.data.reading import RawData
+from limbeck.errors import InputError
+from limbeck.tasks.task import Task
+
+
+@dataclass
+class Splits:
+    """The examples of a run; columns `text`, `text_pair` for pairs, and `label`.
+
+    Attributes:
+        train: labelled examples to learn from.
+        validation: labelled examples to choose by.
+        test: labelled examples to report on.
+        transfer: what the teacher is asked: `train`, then the unlabelled text with missing labels.
+        notices: what the user should know, a sentence each.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    transfer: Dataset
+    notices: list[str] = field(default_factory=list)
+
+
+def split(raw: RawData, columns: Columns, task: Task, seed: int) -> Splits:
+    """Check the examples, cut the parts that are given as fractions (seeded; stratified by class), and rename columns.
+
+    Raises:
+        InputError: empty text, a bad label, or too few examples to split.
+    """
+    notices: list[str] = []
+    train = _tidy(raw.train, columns, task, "train")
+    parts: dict[str, Dataset] = {}
+    total = len(train)
+    for name, part in (("test", raw.test), ("validation", raw.validation)):
+        if isinstance(part, Dataset):
+            parts[name] = _tidy(part, columns, task, name)
+        else:
+            train, parts[name] = _cut(train, round(part * total), task, seed, name, notices)
+    transfer = train
+    if raw.unlabelled is not None:
+        texts = _tidy(raw.unlabelled, Columns(columns.text, ()), task, "unlabelled")
+        missing = [task.missing_label()] * len(texts)
+        transfer = concatenate_datasets([train, texts.add_column("label", missing, feature=train.features["label"])])
+    _find_leaks(train, parts["test"], task, notices)
+    return Splits(train, parts["validation"], parts["test"], transfer, notices)
+
+
+def _tidy(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:
+    for column in columns.text + columns.label:
+        if column not in table.column_names:
+            raise InputError(f"the {name} data has no column '{column}'; it has {', '.join(table.column_names)}")
+    content: dict[str, list[Any]] = {}
+    for column, source in zip(("text", "text_pair"), columns.text, strict=False):
+        values = table[source][:]
+        empty = [row for row, value in enumerate(values) if value is None or not value.strip()]
+        if empty:
+            raise InputError(
+                f"{len(empty)} of {len(values)} texts in column '{source}' of the {name} data are empty "
+                f"(first: row {empty[0] + 1}); remove these rows"
+            )
+        content[column] = values
+    features = {column: Value("string") for column in content}
+    if columns.label:
+        content["label"] = encode_labels(table, columns, task)
+        features["label"] = {
+            "classification": Value("int64"),
+            "multi-label": List(Value("float32"), length=task.outputs),
+            "regression": Value("float32"),
+        }[task.kind]
+    return Dataset.from_dict(content, features=Features(features))
+
+
+def _cut(
+    table: Dataset, size: int, task: Task, seed: int, name: str, notices: list[str]
+) -> tuple[Dataset, Dataset]:
+    if size < 1 or size > len(table) - 2:
+        raise InputError(f"{len(table)} training examples are too few to hold out {size} for {name}; give data.{name}=FILE")
+    labels = table["label"][:]
+    strata = stratification(labels, task, size / len(table))
+    if strata is None and task.kind == "classification":
+        notices.append(f"some class is too rare to stratify the {name} split; it is drawn at random")
+    rest, held = train_test_split(np.arange(len(table)), test_size=size, random_state=seed, stratify=strata)
+    return table.select(np.sort(rest)).flatten_indices(), table.select(np.sort(held)).flatten_indices()
+
+
+def _find_leaks(train: Dataset, test: Dataset, task: Task, notices: list[str]) -> None:
+    def keys(table: Dataset) -> list[Any]:
+        return list(zip(table["text"], table["text_pair"], strict=True)) if task.pair else table["text"][:]
+
+    seen = set(keys(train))
+    leaked = sum(key in seen for key in keys(test))
+    if leaked:
+        notices.append(f"{leaked} of {len(test)} test examples also stand in the training data")

@@ -1,0 +1,96 @@
+"""Asking the teacher over a transfer set, shard by shard, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from rich.progress import track
+
+from limbeck import hardware
+from limbeck.files import require_space
+from limbeck.knowledge import store
+from limbeck.knowledge.store import SHARD_ROWS, VERSION, Request, Store
+from limbeck.progress import console, say
+from limbeck.signals import Asked
+from limbeck.tasks import Task
+
+
+def describe_request(teacher: Asked, texts: Dataset, task: Task, features: Sequence[int] = ()) -> Request:
+    """What labelling these texts by this teacher depends on. A change of any part gives another key."""
+    digest = hashlib.sha256()
+    for column in ("text", "text_pair") if task.pair else ("text",):
+        for text in texts[column]:
+            encoded = text.encode()
+            digest.update(f"{len(encoded)}:".encode())
+            digest.update(encoded)
+    spec = {
+        "format": VERSION,
+        "teacher": teacher.fingerprint,
+        "labels": list(teacher.labels),
+        "text": digest.hexdigest(),
+        "signals": {"logits": "float32", "features": {"layers": list(features), "dtype": "float16"}},
+    }
+    return Request(spec, len(texts), task.outputs, tuple(features), task.pair)
+
+
+def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features: Sequence[int] = ()) -> Store:
+    """Ask the teacher once about every example, or reuse what it said.
+
+    Several processes (`accelerate launch`) share the work; each writes its own shards. Killed at any moment, the
+    same call goes on, and the finished store is byte for byte that of an uninterrupted run.
+
+    Args:
+        teacher: who is asked.
+        texts: the transfer set, columns `text` and for pairs `text_pair`.
+        task: what is predicted.
+        root: the folder that holds stores; this one goes to `root/KEY`.
+        features: layers whose [CLS] state is kept too, counted from 1.
+
+    Raises:
+        InputError: a damaged shard of an earlier run, or too little disk.
+    """
+    group = hardware.processes()
+    request = describe_request(teacher, texts, task, features)
+    folder = root / request.key[:16]
+    if group.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = store.is_finished(folder, request)
+    group.wait_for_everyone()
+    finished = (folder / "manifest.json").is_file()
+    if finished:
+        opened = Store(folder)
+        say(f"knowledge: reused {len(opened):,} examples from {folder}; the teacher was not asked")
+        return opened
+    _label(teacher, texts, root, folder, request)
+    return Store(folder)
+
+
+def _label(teacher: Asked, texts: Dataset, root: Path, folder: Path, request: Request) -> None:
+    group = hardware.processes()
+    done = store.finished_shards(folder, request)
+    group.wait_for_everyone()
+    differing = store.what_differs(root, request)
+    if differing and not done:
+        say(f"knowledge: what is under {root} was made with other {differing}; it is left alone")
+    if done:
+        say(f"knowledge: {len(done)} of {request.shards} shards are there from an earlier run; going on")
+    open_shards = [index for index in range(request.shards) if index not in done]
+    width = 4 * request.outputs + sum(len(texts[name][0]) for name in request.texts)
+    require_space(folder, len(open_shards) * SHARD_ROWS * width, "labelling")
+    started = time.monotonic()
+    mine = open_shards[group.process_index :: group.num_processes]
+    shards = track(mine, "Labelling", console=console) if group.is_main_process else mine
+    for index in shards:
+        rows = range(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, request.rows))
+        part = texts.select(rows)
+        store.write_shard(folder, request, index, part, teacher.ask(part, request.features))
+    group.wait_for_everyone()
+    if group.is_main_process:
+        store.finish(folder, request)
+        seconds = time.monotonic() - started
+        say(f"knowledge: the teacher was asked about {request.rows:,} examples in {seconds:.1f} s; kept in {folder}")
+    group.wait_for_everyone()

@@ -1,0 +1,224 @@
+"""The on-disk store of signals: Arrow shards that `datasets.load_from_disk` opens, and a manifest.
+
+A store is a folder named by its key. Shard i holds examples i*4096 up to (i+1)*4096 in order, as an Arrow stream
+whose schema metadata carries the manifest's specification. A shard is written aside, flushed, its digest noted under
+`progress/`, and only then renamed into place: a shard that is there is whole. When all are there, `manifest.json`
+lists them and the two files that `datasets` looks for are written. Equal requests give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, List, Value
+
+from limbeck.errors import InputError
+from limbeck.files import read_json, sha256, sync_folder, write_json
+from limbeck.signals import Signals
+
+VERSION = 1
+SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of whom: the content that a store depends on, and its layout.
+
+    Attributes:
+        spec: everything that the signals depend on, as JSON values.
+        rows: the number of examples.
+        outputs: logits per example.
+        features: layers whose [CLS] state is kept.
+        pair: two texts an example.
+    """
+
+    spec: dict[str, Any]
+    rows: int
+    outputs: int
+    features: tuple[int, ...] = ()
+    pair: bool = False
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the specification; names the store."""
+        return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return -(-self.rows // SHARD_ROWS)
+
+    @property
+    def texts(self) -> list[str]:
+        """The text columns."""
+        return ["text", "text_pair"] if self.pair else ["text"]
+
+
+class Store:
+    """A complete store, verified and mapped into memory; a signal source for training.
+
+    Args:
+        folder: the store's folder.
+
+    Raises:
+        InputError: it is not complete, or a shard's bytes are not those that were written; names the shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "manifest.json").is_file():
+            raise InputError(f"{folder} is no finished knowledge store; run limbeck label to finish it")
+        self.folder = folder
+        self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        for shard in self.manifest["shards"]:
+            verify_shard(folder / shard["file"], shard["sha256"])
+        self._shards = [_open_shard(folder / shard["file"]) for shard in self.manifest["shards"]]
+
+    def __len__(self) -> int:
+        return int(self.manifest["rows"])
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum((self.folder / shard["file"]).stat().st_size for shard in self.manifest["shards"])
+
+    def signals(self, rows: torch.Tensor) -> Signals:
+        """The signals of examples `rows`, int64 [B]: logits float32 [B, C], features float16 [B, d] by layer."""
+        places = [divmod(row, SHARD_ROWS) for row in rows.tolist()]
+        columns = {
+            name: torch.from_numpy(np.stack([self._shards[shard][name][row] for shard, row in places]))
+            for name in self._shards[0]
+        }
+        logits = columns.pop("logits")
+        return Signals(logits, {int(name.removeprefix("cls_")): states for name, states in columns.items()})
+
+
+def shard_name(index: int) -> str:
+    """A shard's file name."""
+    return f"shard-{index:05d}.arrow"
+
+
+def verify_shard(path: Path, digest: str) -> None:
+    """Compare a shard's bytes with the digest noted when it was written.
+
+    Raises:
+        InputError: missing or different.
+    """
+    found = sha256(path) if path.is_file() else "missing"
+    if found != digest:
+        raise InputError(
+            f"knowledge shard {path} is damaged (SHA-256 {found[:16]}, written as {digest[:16]}); "
+            "delete this file and run the same command: only its examples are asked again"
+        )
+
+
+def finished_shards(folder: Path, request: Request) -> set[int]:
+    """The shards that an earlier run finished, verified; what it left half-written is removed."""
+    (folder / "progress").mkdir(parents=True, exist_ok=True)
+    done = set()
+    for index in range(request.shards):
+        path, note = folder / shard_name(index), folder / "progress" / f"{shard_name(index)}.json"
+        if path.exists() and note.exists():
+            verify_shard(path, read_json(note)["sha256"])
+            done.add(index)
+    return done
+
+
+def write_shard(folder: Path, request: Request, index: int, texts: Dataset, signals: Signals) -> None:
+    """Write one shard; see the module's text for the order that makes it crash-safe."""
+    columns: dict[str, pa.Array] = {name: pa.array(texts[name][:], pa.string()) for name in request.texts}
+    columns["logits"] = _matrix(signals.logits)
+    for layer in request.features:
+        columns[f"cls_{layer}"] = _matrix(signals.features[layer])
+    features = _features(request, {name: len(array[0]) for name, array in columns.items() if name not in request.texts})
+    metadata = {**features.arrow_schema.metadata, b"limbeck": json.dumps(_head(request), sort_keys=True).encode()}
+    table = pa.table(columns).cast(features.arrow_schema).replace_schema_metadata(metadata).combine_chunks()
+    path = folder / shard_name(index)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())
+    write_json(folder / "progress" / f"{path.name}.json", {"rows": len(texts), "sha256": sha256(partial)})
+    os.replace(partial, path)
+    sync_folder(folder)
+
+
+def finish(folder: Path, request: Request) -> None:
+    """Write the manifest and the files that make the folder a `datasets` one, then drop the progress notes."""
+    files = [shard_name(index) for index in range(request.shards)]
+    notes = [read_json(folder / "progress" / f"{name}.json") for name in files]
+    shards = [{"file": name, **note} for name, note in zip(files, notes, strict=True)]
+    first = _open_shard(folder / files[0])
+    features = _features(request, {name: column.shape[1] for name, column in first.items()})
+    write_json(folder / "dataset_info.json", {"features": features.to_dict(), "citation": "", "description": ""})
+    state = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": request.key[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "state.json", state)
+    write_json(folder / "manifest.json", {**_head(request), "rows": request.rows, "shards": shards})
+    shutil.rmtree(folder / "progress", ignore_errors=True)
+
+
+def is_finished(folder: Path, request: Request) -> bool:
+    """Whether the manifest is there and no shard is missing. A store with a shard deleted is unfinished again."""
+    if not (folder / "manifest.json").is_file():
+        return False
+    manifest = read_json(folder / "manifest.json")
+    if all((folder / shard["file"]).is_file() for shard in manifest["shards"]):
+        return True
+    (folder / "progress").mkdir(exist_ok=True)
+    for shard in manifest["shards"]:
+        write_json(folder / "progress" / f"{shard['file']}.json", {k: shard[k] for k in ("rows", "sha256")})
+    (folder / "manifest.json").unlink()
+    return False
+
+
+def what_differs(root: Path, request: Request) -> str | None:
+    """Why no store under `root` answers this request: what the most similar one was made from differently."""
+    specs = [read_json(path)["spec"] for path in sorted(root.glob("*/manifest.json"))]
+    differing: Iterable[list[str]] = ([k for k in request.spec if spec.get(k) != request.spec[k]] for spec in specs)
+    closest = min(differing, key=len, default=None)
+    return ", ".join(closest) if closest else None
+
+
+def _head(request: Request) -> dict[str, Any]:
+    return {"version": VERSION, "key": request.key, "spec": request.spec}
+
+
+def _features(request: Request, widths: dict[str, int]) -> Features:
+    columns: dict[str, Any] = {name: Value("string") for name in request.texts}
+    for name, width in widths.items():
+        columns[name] = List(Value("float32" if name == "logits" else "float16"), length=width)
+    return Features(columns)
+
+
+def _matrix(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+
+
+def _open_shard(path: Path) -> dict[str, np.ndarray]:
+    """The signal columns as [rows, width] views of the mapped file; nothing is read until it is used."""
+    table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    columns = {}
+    for name in table.column_names:
+        if pa.types.is_fixed_size_list(table.schema.field(name).type):
+            flat = table.column(name).chunk(0).flatten().to_numpy(zero_copy_only=True)
+            columns[name] = flat.reshape(len(table), -1)
+    return columns

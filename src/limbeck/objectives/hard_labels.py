@@ -1,0 +1,47 @@
+"""Learning from the true labels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from limbeck.objectives.term import labelled
+from limbeck.recipe import schema
+from limbeck.signals import Signals
+from limbeck.tasks import Task
+from limbeck.tasks.text import Batch
+
+
+class HardLabels:
+    """The task's own loss on the true labels.
+
+    Inputs: student logits [B, C]; labels int64 [B] (classification), float32 [B, C] (multi-label) or float32 [B]
+    (regression). Examples without a label contribute nothing and are not counted.
+
+    classification: cross entropy. multi-label: binary cross entropy, mean over the labels of an example. regression:
+    squared error.
+
+    Relation to others: with `soft_targets` it makes the weighted sum of Hinton et al. (2015), section 2.
+    """
+
+    name = "hard_labels"
+    needs_labels = True
+    needs_teacher = False
+
+    def __init__(self, section: schema.HardLabels, task: Task) -> None:
+        self.weight = section.weight
+        self.kind = task.kind
+
+    def count(self, batch: Batch) -> torch.Tensor:
+        """Examples with a label."""
+        return labelled(batch["labels"]).sum()
+
+    def total(self, student: Signals, teacher: Signals | None, batch: Batch) -> torch.Tensor:
+        """The loss summed over the labelled examples."""
+        known = labelled(batch["labels"])
+        logits, labels = student.logits[known].float(), batch["labels"][known]
+        if self.kind == "classification":
+            return F.cross_entropy(logits, labels, reduction="sum")
+        if self.kind == "multi-label":
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
+        return F.mse_loss(logits[:, 0], labels, reduction="sum")

@@ -1,0 +1,63 @@
+"""Learning from the teacher's outputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from limbeck.recipe import schema
+from limbeck.signals import Signals
+from limbeck.tasks import Task
+from limbeck.tasks.text import Batch
+
+
+class SoftTargets:
+    """The teacher's output distribution at a temperature T (Hinton et al. 2015, section 2).
+
+    Inputs: student and teacher logits [B, C] over the same labels in the same order; labels are not read, so every
+    example of a transfer set counts.
+
+    Forms, with p = softmax(t/T) and q = softmax(s/T), per example:
+
+    - `kl`: T^2 * KL(p || q) = T^2 * sum_c p_c (log p_c - log q_c). Zero where the student equals the teacher.
+    - `cross-entropy`: T^2 * -sum_c p_c log q_c. The same gradient, T (q - p); larger by the teacher's entropy.
+    - `mse`: mean_c (s_c - t_c)^2 of the raw logits, without T (Ba and Caruana 2014; Tang et al. 2019). Unlike the
+      others it also matches a constant added to all logits.
+
+    multi-label: p and q are sigmoids, KL and cross entropy are those of each label's two outcomes, mean over labels.
+    regression: squared error of the two values in every form; there is no distribution to soften.
+
+    The factor T^2 keeps the gradient's scale the same at every temperature.
+    """
+
+    name = "soft_targets"
+    needs_labels = False
+    needs_teacher = True
+
+    def __init__(self, section: schema.SoftTargets, task: Task) -> None:
+        self.weight = section.weight
+        self.kind = task.kind
+        self.form = "mse" if task.kind == "regression" else section.form
+        self.temperature = section.temperature
+
+    def count(self, batch: Batch) -> torch.Tensor:
+        """Every example."""
+        return torch.tensor(len(batch["row"]), device=batch["row"].device)
+
+    def total(self, student: Signals, teacher: Signals | None, batch: Batch) -> torch.Tensor:
+        """The loss summed over the batch."""
+        if teacher is None:
+            raise ValueError("soft_targets need the teacher's signals")
+        s, t = student.logits.float(), teacher.logits.float()
+        if self.form == "mse":
+            return (s - t).square().mean(-1).sum()
+        s, t = s / self.temperature, t / self.temperature
+        if self.kind == "multi-label":
+            cross = F.binary_cross_entropy_with_logits(s, t.sigmoid(), reduction="none")
+            entropy = F.binary_cross_entropy_with_logits(t, t.sigmoid(), reduction="none")
+            per_example = (cross - entropy if self.form == "kl" else cross).mean(-1)
+        elif self.form == "kl":
+            per_example = F.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        else:
+            per_example = -(t.softmax(-1) * s.log_softmax(-1)).sum(-1)
+        return per_example.sum() * self.temperature**2

@@ -1,0 +1,78 @@
+"""The seams between rooms: what a model says about examples, who can be asked, and where a trainer gets it from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+
+
+@dataclass
+class Signals:
+    """What a model says about B examples.
+
+    Attributes:
+        logits: float [B, C].
+        features: the [CLS] state [B, d] after each kept layer, by layer number counted from 1.
+    """
+
+    logits: Any
+    features: dict[int, Any] = field(default_factory=dict)
+
+
+class Asked(Protocol):
+    """A model that answers about text: a teacher, several as one, a student, an exported student."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of its outputs."""
+
+    @property
+    def parameters(self) -> int:
+        """Its number of parameters."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What its answers depend on besides the text: weights, tokenizer, truncation, precision."""
+
+    def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
+        """Its answers in the order of `texts` (columns `text`, and `text_pair` for pairs), as numpy arrays."""
+
+
+class SignalSource(Protocol):
+    """Where the trainer gets the teacher's signals for a batch; in memory, on disk or elsewhere."""
+
+    def signals(self, rows: torch.Tensor) -> Signals:
+        """The signals of the transfer set's examples numbered `rows`, int64 [B], as tensors in that order."""
+
+
+def mean_signals(members: Sequence[Any], weights: Sequence[float], kind: str, combine: str) -> np.ndarray:
+    """The logits of several models as one model's (Hinton et al. 2015, section 3; METHODS of TextBrewer for logits).
+
+    Args:
+        members: logits [N, C] of each model.
+        weights: their shares, not all zero.
+        kind: the task's kind.
+        combine: `probabilities` gives the logits whose probabilities are the weighted mean of the members'
+            (log-probabilities, or log-odds per label); `logits` gives the weighted mean of logits. One value is
+            the mean either way.
+
+    Returns:
+        float32 [N, C].
+    """
+    stack = np.stack([np.asarray(logits, dtype=np.float64) for logits in members])
+    share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    if combine == "logits" or kind == "regression":
+        return np.tensordot(share, stack, axes=1).astype(np.float32)
+    log_share = np.log(share)[:, None, None]
+    if kind == "classification":
+        normalised = stack - np.logaddexp.reduce(stack, axis=-1, keepdims=True)
+        return np.logaddexp.reduce(normalised + log_share, axis=0).astype(np.float32)
+    log_on = np.logaddexp.reduce(-np.logaddexp(0, -stack) + log_share, axis=0)
+    log_off = np.logaddexp.reduce(-np.logaddexp(0, stack) + log_share, axis=0)
+    return (log_on - log_off).astype(np.float32)

@@ -1,0 +1,78 @@
+"""Which of a teacher's layers a student keeps, and keeping them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel
+
+from limbeck.anatomy import layer_list
+from limbeck.errors import InputError
+
+# A pattern keeps `kept` of `depth` layers, counted from 0.
+PATTERNS: dict[str, Callable[[int, int], list[int]]] = {
+    "first": lambda depth, kept: list(range(kept)),
+    "last": lambda depth, kept: list(range(depth - kept, depth)),
+    "alternate": lambda depth, kept: [i * depth // kept for i in range(kept)],
+    "spaced": lambda depth, kept: [round(i * (depth - 1) / max(kept - 1, 1)) for i in range(kept)],
+}
+"""`first` and `last` keep a block (PKD's students start from the first). `alternate` keeps every other layer, or
+every third, from layer 0 on. `spaced` spreads them evenly with both ends: 12 to 6 is DistilBERT's 0 2 4 7 9 11."""
+
+
+def layers_of_pattern(pattern: str, depth: int, kept: int) -> list[int]:
+    """The layers that `pattern` keeps.
+
+    Raises:
+        InputError: more are to be kept than there are.
+    """
+    if kept > depth:
+        raise InputError(f"student.layers is {kept}, but the teacher has {depth} layers; keep at most {depth}")
+    return PATTERNS[pattern](depth, kept)
+
+
+def layers_table(depths: Sequence[int] = (6, 12, 24)) -> list[tuple[int, int, str, list[int]]]:
+    """Rows of (teacher's layers, student's layers, pattern, layers kept) for the usual sizes."""
+    return [
+        (depth, kept, pattern, layers_of_pattern(pattern, depth, kept))
+        for depth in depths
+        for kept in (depth // 2, depth // 3, depth // 4)
+        if kept > 0
+        for pattern in PATTERNS
+    ]
+
+
+def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A copy of `teacher` with only these layers, in this order; all other weights are the teacher's.
+
+    Args:
+        teacher: any transformer with one stack of layers.
+        layers: layer numbers counted from 0.
+
+    Raises:
+        InputError: a layer that is not there, or is named twice; an architecture without a stack to cut.
+    """
+    path, stack = layer_list(teacher)
+    depth = len(stack)
+    wrong = [layer for layer in layers if not 0 <= layer < depth]
+    if wrong or len(set(layers)) < len(layers) or not layers:
+        raise InputError(
+            f"student.layers is {list(layers)}; the teacher's layers are 0 to {depth - 1}, each at most once"
+        )
+    config = copy.deepcopy(teacher.config)
+    for name, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == depth and "layer" in name:
+            setattr(config, name, [value[layer] for layer in layers])  # per-layer settings such as `layer_types`
+    config.num_hidden_layers = len(layers)
+    student = type(teacher)(config)
+    place = {f"{path}.{old}.": f"{path}.{new}." for new, old in enumerate(layers)}
+    weights = {}
+    for name, tensor in teacher.state_dict().items():
+        prefix = ".".join(name.split(".")[: path.count(".") + 2]) + "."
+        if not name.startswith(f"{path}."):
+            weights[name] = tensor
+        elif prefix in place:
+            weights[place[prefix] + name.removeprefix(prefix)] = tensor
+    student.load_state_dict(weights)
+    return student

@@ -1,0 +1,81 @@
+"""Text examples to tensors: tokenised once, padded per batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from limbeck.tasks.task import Task
+
+Batch = dict[str, torch.Tensor]
+
+
+def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> Dataset:
+    """Tokenise the examples.
+
+    Args:
+        dataset: columns `text`, `text_pair` for pairs, and optionally `label`.
+        tokenizer: the tokenizer of the model that will read them.
+        task: says whether an example is one text or two.
+        max_length: longer examples are cut to so many tokens.
+
+    Returns:
+        Columns `input_ids`, `token_type_ids` where the model reads them for pairs, `length`, `row` (the example's
+        number in `dataset`) and `labels` where there were some.
+    """
+    segments = task.pair and "token_type_ids" in tokenizer.model_input_names
+
+    def tokenise(columns: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
+        pair = columns["text_pair"] if task.pair else None
+        encoded = tokenizer(
+            columns["text"],
+            pair,
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=segments,
+        )
+        out = {"input_ids": encoded["input_ids"], "length": [len(ids) for ids in encoded["input_ids"]], "row": rows}
+        if segments:
+            out["token_type_ids"] = encoded["token_type_ids"]
+        if "label" in columns:
+            out["labels"] = columns["label"]
+        return out
+
+    return dataset.map(
+        tokenise,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        load_from_cache_file=False,
+        keep_in_memory=not dataset.cache_files,
+        desc="Tokenising",
+    )
+
+
+def collate(examples: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Pad to the longest of the batch.
+
+    Returns:
+        `input_ids`, `attention_mask` and `token_type_ids` int64 [B, n]; `row` int64 [B]; `labels` int64 or float32.
+    """
+    lengths = np.array([len(example["input_ids"]) for example in examples])
+    width = int(lengths.max())
+    kept = np.arange(width) < lengths[:, None]
+    if tokenizer.padding_side == "left":
+        kept = kept[:, ::-1].copy()
+    batch = {"attention_mask": torch.from_numpy(kept.astype(np.int64))}
+    for name, filler in (("input_ids", tokenizer.pad_token_id), ("token_type_ids", tokenizer.pad_token_type_id)):
+        if name in examples[0]:
+            padded = np.full(kept.shape, filler, dtype=np.int64)
+            padded[kept] = np.concatenate([example[name] for example in examples])
+            batch[name] = torch.from_numpy(padded)
+    batch["row"] = torch.tensor([example["row"] for example in examples])
+    if "labels" in examples[0]:
+        labels = np.array([example["labels"] for example in examples])
+        batch["labels"] = torch.from_numpy(labels.astype(np.int64 if labels.dtype.kind in "iu" else np.float32))
+    return batch

@@ -1,0 +1,108 @@
+"""A local Hugging Face model that answers about text; teachers and evaluated students alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from limbeck import hardware
+from limbeck.checkpoints import Checkpoint, label_names, max_length, tokenizer_fingerprint, weights_fingerprint
+from limbeck.errors import InputError
+from limbeck.signals import Signals
+from limbeck.tasks import Task, collate, encode
+from limbeck.tasks.text import Batch
+
+
+def length_sorted_batches(encoded: Dataset, size: int) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """Batches of similar length, longest first (a batch too big for memory fails at once), with their row numbers."""
+    order = np.argsort(-np.asarray(encoded["length"][:]), kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, encoded.__getitems__(rows.tolist())
+
+
+class HuggingFaceModel:
+    """A sequence classifier in evaluation mode on this process's device.
+
+    Args:
+        checkpoint: the model and its tokenizer.
+        task: what is predicted.
+        length: tokens kept of an example; the model's own limit when not given.
+        batch_size: examples per forward pass.
+        precision: `float32`, `bfloat16` or `float16`; the forward pass runs under autocast, answers are float32.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, task: Task, length: int | None = None, batch_size: int = 64,
+        precision: str = "float32",
+    ) -> None:
+        self.model, self.tokenizer, self.name = checkpoint
+        self.task = task
+        self.length = max_length(self.model, self.tokenizer, length)
+        self.batch_size = batch_size
+        self.precision = precision
+        self.model.to(hardware.device()).eval()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the outputs."""
+        return label_names(self.model.config)
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters, shared ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Weights, tokenizer, truncation and precision."""
+        return {
+            "weights": weights_fingerprint(self.model),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "max_length": self.length,
+            "precision": self.precision,
+        }
+
+    def encode(self, texts: Dataset) -> Dataset:
+        """The examples as this model's tokens."""
+        return encode(texts, self.tokenizer, self.task, self.length)
+
+    def prepare(self, examples: list[dict[str, Any]]) -> Batch:
+        """Encoded examples as this model's inputs, on its device."""
+        batch = collate(examples, self.tokenizer)
+        return {k: v.to(self.model.device) for k, v in batch.items() if k not in ("row", "labels")}
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, hidden: bool = False) -> Any:  # noqa: ANN401
+        """The model's own output for prepared inputs."""
+        with hardware.autocast(self.precision):
+            return self.model(**batch, output_hidden_states=hidden)
+
+    def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
+        """Answers in the order of `texts`: logits float32 [N, C]; [CLS] states float16 [N, d] after layers `features`.
+
+        Raises:
+            InputError: a layer that the model does not have.
+        """
+        layers = [self._layer(number) for number in features]
+        encoded = self.encode(texts)
+        logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
+        states: dict[int, np.ndarray] = {}
+        for rows, examples in length_sorted_batches(encoded, self.batch_size):
+            output = self.forward(self.prepare(examples), hidden=bool(layers))
+            logits[rows] = output.logits.float().cpu().numpy()
+            for layer in layers:
+                cls = output.hidden_states[layer][:, 0].to(torch.float16).cpu().numpy()
+                states.setdefault(layer, np.empty((len(encoded), cls.shape[1]), dtype=np.float16))[rows] = cls
+        return Signals(logits, states)
+
+    def _layer(self, number: int) -> int:
+        depth = int(self.model.config.num_hidden_layers)
+        if not (1 <= number <= depth or -depth <= number <= -1):
+            raise InputError(f"teacher.features asks for layer {number}; '{self.name}' has layers 1 to {depth}")
+        return number if number > 0 else depth + 1 + number

@@ -1,0 +1,88 @@
+"""Checkpoints that can be trusted after a crash, a clean model at the end, and quiet progress bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from limbeck import hardware
+from limbeck.checkpoints import Checkpoint
+from limbeck.files import sync_folder
+from limbeck.progress import say
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint, and none of those that a kill left half-written: they are removed.
+
+    The Trainer writes `trainer_state.json` last, so a checkpoint is whole when that file reads as JSON.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    whole = next((path for path in found if _is_whole(path)), None)
+    group = hardware.processes()
+    group.wait_for_everyone()
+    if group.is_main_process:
+        for path in found:
+            if not _is_whole(path):
+                shutil.rmtree(path)
+    group.wait_for_everyone()
+    return str(whole) if whole else None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        json.loads((path / "trainer_state.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def save_model(checkpoint: Checkpoint, folder: Path) -> None:
+    """Save model and tokenizer as one folder that appears whole or not at all."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    checkpoint.model.save_pretrained(partial)
+    checkpoint.tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    sync_folder(folder.parent)
+
+
+class Bars(ProgressCallback):
+    """The Trainer's progress bar with the loss beside it, and one line per validation."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Show the loss in the bar instead of printing a dictionary."""
+        if logs and self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Say the validation metric."""
+        super().on_evaluate(args, state, control, **kwargs)
+        value = (metrics or {}).get(f"eval_{self.metric}")
+        if value is not None and state.epoch is not None:
+            say(f"  epoch {state.epoch:.2f}: validation {self.metric} {value:.4f}")

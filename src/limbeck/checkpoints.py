@@ -54,7 +54,7 @@ def open_config(name: str, revision: str | None = None, trust_remote_code: bool 
     Raises:
         InputError: not there, or holds pickles instead of safetensors.
     """
-    folder = Path(name).expanduser()
+    folder = Path(_place(name))
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -184,7 +184,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _place(name: str) -> str:
+    """The model's folder; of a run's folder the model that the run made; else the name as the hub knows it."""
     folder = Path(name).expanduser()
+    made = [folder / part for part in ("student", "model") if (folder / part / "config.json").is_file()]
+    if made and not (folder / "config.json").exists():
+        return str(made[0])
     return str(folder) if folder.is_dir() else name
 
 

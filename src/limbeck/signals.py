@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,11 +37,22 @@ class Asked(Protocol):
         """Its number of parameters."""
 
     @property
+    def bytes(self) -> int:
+        """The size of its weights on disk."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """What its answers depend on besides the text: weights, tokenizer, truncation, precision."""
 
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """Its answers in the order of `texts` (columns `text`, and `text_pair` for pairs), as numpy arrays."""
+
+    def runner(self, texts: Dataset) -> Callable[[], None]:
+        """A function that runs it once on these texts as one batch, tokenised beforehand; for timing."""
 
 
 class SignalSource(Protocol):

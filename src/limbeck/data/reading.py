@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,18 @@ class RawData:
     unlabelled: Dataset | None = None
 
 
-def read(source: Source, use: str) -> Dataset:
+def read(source: Source, use: str, objects: Mapping[str, Any] | None = None) -> Dataset:
     """Read one table.
 
     Args:
         source: where.
         use: `train`, `validation`, `test` or `unlabelled`: which split to take where there are several.
+        objects: datasets that the caller holds in memory, by the names that stand for them as paths.
 
     Raises:
         InputError: nothing there, not readable, empty, or no such split.
     """
-    table = _open(source)
+    table = _open(source, objects or {})
     if isinstance(table, DatasetDict):
         name = source.split or _split_for(use, list(table))
         if name not in table:
@@ -61,22 +63,27 @@ def read(source: Source, use: str) -> Dataset:
     return table
 
 
-def read_all(data: Data) -> RawData:
+def read_all(data: Data, objects: Mapping[str, Any] | None = None) -> RawData:
     """Read every table that the recipe names; parts it does not name come from the source's own splits, else 0.1."""
-    train = read(data.train, "train")
+    objects = objects or {}
+    train = read(data.train, "train", objects)
     parts: dict[str, Dataset | float] = {}
     for use in ("validation", "test"):
         given = getattr(data, use)
         if isinstance(given, Source):
-            parts[use] = read(given, use)
+            parts[use] = read(given, use, objects)
         else:
-            own = _own_split(data.train, use) if given is None else None
+            own = _own_split(data.train, use, objects) if given is None else None
             parts[use] = own if own is not None else (given or 0.1)
-    unlabelled = read(data.unlabelled, "unlabelled") if data.unlabelled else None
+    unlabelled = read(data.unlabelled, "unlabelled", objects) if data.unlabelled else None
     return RawData(train, parts["validation"], parts["test"], unlabelled)
 
 
-def _open(source: Source) -> Dataset | DatasetDict:
+def _open(source: Source, objects: Mapping[str, Any]) -> Dataset | DatasetDict:
+    if source.path in objects:
+        return objects[source.path]
+    if source.path.startswith("memory:"):
+        raise InputError(f"this recipe was run on a dataset in memory ({source.path}); pass data=DATASET again")
     path = Path(source.path).expanduser()
     if path.is_dir():
         try:
@@ -111,16 +118,18 @@ def _split_for(use: str, names: list[str]) -> str:
     return next((name for name in SPLIT_NAMES[use] if name in names), names[0] if len(names) == 1 else "")
 
 
-def _own_split(source: Source, use: str) -> Dataset | None:
+def _own_split(source: Source, use: str, objects: Mapping[str, Any]) -> Dataset | None:
     """The source's own validation or test split, unless it comes without labels (GLUE's tests are all -1)."""
     path = Path(source.path).expanduser()
-    if path.is_file():
+    if path.is_file() or isinstance(objects.get(source.path), Dataset):
         return None
-    names = list(_open(source)) if path.is_dir() else _hub_splits(source)
+    local = path.is_dir() or source.path in objects
+    opened = _open(source, objects) if local else None
+    names = _hub_splits(source) if opened is None else list(opened) if isinstance(opened, DatasetDict) else []
     name = _split_for(use, names) if len(names) > 1 else ""
     if not name:
         return None
-    table = read(source.model_copy(update={"split": name}), use)
+    table = read(source.model_copy(update={"split": name}), use, objects)
     hidden = [column for column in table.column_names if table.features[column].dtype == "int64"]
     return None if any(set(table[column][:]) == {-1} for column in hidden) else table
 

@@ -42,24 +42,29 @@ def split(raw: RawData, columns: Columns, task: Task, seed: int) -> Splits:
         InputError: empty text, a bad label, or too few examples to split.
     """
     notices: list[str] = []
-    train = _tidy(raw.train, columns, task, "train")
+    train = labelled_table(raw.train, columns, task, "train")
     parts: dict[str, Dataset] = {}
     total = len(train)
     for name, part in (("test", raw.test), ("validation", raw.validation)):
         if isinstance(part, Dataset):
-            parts[name] = _tidy(part, columns, task, name)
+            parts[name] = labelled_table(part, columns, task, name)
         else:
             train, parts[name] = _cut(train, round(part * total), task, seed, name, notices)
     transfer = train
     if raw.unlabelled is not None:
-        texts = _tidy(raw.unlabelled, Columns(columns.text, ()), task, "unlabelled")
+        texts = labelled_table(raw.unlabelled, Columns(columns.text, ()), task, "unlabelled")
         missing = [task.missing_label()] * len(texts)
         transfer = concatenate_datasets([train, texts.add_column("label", missing, feature=train.features["label"])])
     _find_leaks(train, parts["test"], task, notices)
     return Splits(train, parts["validation"], parts["test"], transfer, notices)
 
 
-def _tidy(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:
+def labelled_table(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:
+    """A table with columns `text`, `text_pair` for pairs and, where there are labels, `label` in the task's form.
+
+    Raises:
+        InputError: a missing column, empty text or a bad label; names the row.
+    """
     for column in columns.text + columns.label:
         if column not in table.column_names:
             raise InputError(f"the {name} data has no column '{column}'; it has {', '.join(table.column_names)}")

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -36,7 +36,7 @@ def load(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str
     raw = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else _read(recipe)
     raw = copy.deepcopy(dict(raw))
     for key, value in (overrides or {}).items():
-        _set(raw, key.split("."), value, key)
+        _set(raw, key.split("."), copy.deepcopy(value), key)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -84,7 +84,8 @@ def explain(error: ValidationError) -> str:
 
 def _is_union_branch(part: int | str) -> bool:
     """Pydantic names the branch of a union in the location; readers of a recipe never wrote it."""
-    return isinstance(part, str) and (part in ("Source", "str", "int", "float", "constrained-float") or "[" in part)
+    known = ("Source", "str", "int", "float", "constrained-float", "constrained-int")
+    return isinstance(part, str) and (part in known or "[" in part)
 
 
 def _read(recipe: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -116,21 +117,29 @@ def _set(raw: dict[str, Any], parts: list[str], value: Any, key: str) -> None:  
             if last:
                 node[index] = value
                 return
-            node, section = node[index], section
+            node[index] = _with_keys(section.expand(node[index]) if section else node[index], part, key)
+            node = node[index]
             continue
         inner = _section_of(section, part)
         if last:
             node[part] = value
             return
         child = node.get(part)
-        if inner is not None and not isinstance(child, list):
+        if inner is not None and not _is_list(section, part):
             child = inner.expand(child)
-        if child is None:
-            child = {}
-        if not isinstance(child, (dict, list)):
-            raise InputError(f"cannot set '{key}': '{part}' is {child!r}, which has no keys")
-        node[part] = child
-        node, section = child, inner
+        node[part] = _with_keys({} if child is None else child, part, key)
+        node, section = node[part], inner
+
+
+def _with_keys(value: Any, part: str, key: str) -> dict[str, Any] | list[Any]:  # noqa: ANN401
+    if not isinstance(value, (dict, list)):
+        raise InputError(f"cannot set '{key}': '{part}' is {value!r}, which has no keys")
+    return value
+
+
+def _is_list(section: type[Section] | None, name: str) -> bool:
+    field = section.model_fields.get(name) if section else None
+    return field is not None and get_origin(field.annotation) is list
 
 
 def _index(items: list[Any], part: str, key: str) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from limbeck.recipe.sections import Section
 
@@ -111,6 +113,15 @@ class Teacher(Section):
     def expand(cls, value: Any) -> Any:  # noqa: ANN401
         """As the validator above, for `teacher=DIR teacher.combine=logits` on the command line."""
         return super().expand([value] if isinstance(value, str) else value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Every form that the validator above takes, so that editors complete them."""
+        full, several = super().__get_pydantic_json_schema__(core, handler)["anyOf"]
+        model = TeacherModel.model_json_schema()["anyOf"][0]
+        properties = model["properties"] | {k: v for k, v in full["properties"].items() if k != "models"}
+        one = {**full, "properties": properties, "required": model["required"], "title": "OneTeacher"}
+        return {"anyOf": [full, one, several, {"type": "string"}]}
 
 
 class Student(Section):

@@ -16,11 +16,14 @@ from limbeck.students.layers import keep_layers, layers_of_pattern
 from limbeck.tasks import Task
 
 
-def build_student(student: Student, teacher: Checkpoint | None, task: Task, seed: int) -> Checkpoint:
+def build_student(
+    student: Student, given: Checkpoint | None, teacher: Checkpoint | None, task: Task, seed: int
+) -> Checkpoint:
     """The student before training. How it was made is recorded in its configuration as `limbeck`.
 
     Args:
         student: the recipe's section; nothing given means half of the teacher's layers.
+        given: a model object that the caller brought for `student.model`; copied.
         teacher: the (first) teacher, for its layers or configuration; never changed.
         task: sets the head; a checkpoint that brings another head gets a new one.
         seed: fixes what is initialised at random.
@@ -29,6 +32,8 @@ def build_student(student: Student, teacher: Checkpoint | None, task: Task, seed
         InputError: layers, names or shapes that cannot be.
     """
     torch.manual_seed(seed)
+    if given is not None:
+        return _record(copy.deepcopy(given), {"from": "model object", "model": student.model})
     if student.model is not None:
         checkpoint = open_classifier(student.model, student.revision, student.trust_remote_code, head=task.config)
         return _record(checkpoint, {"from": "checkpoint", "model": student.model})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -44,6 +44,16 @@ class Ensemble:
         return sum(member.parameters for member in self.members)
 
     @property
+    def bytes(self) -> int:
+        """All members' files."""
+        return sum(member.bytes for member in self.members)
+
+    @property
+    def precision(self) -> str:
+        """What the members compute in."""
+        return self.members[0].precision
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """The members' fingerprints, weights and the way they are combined."""
         members = [member.fingerprint for member in self.members]
@@ -59,3 +69,13 @@ class Ensemble:
             raise InputError("teacher.features are one model's layers; several teachers give logits only")
         answers = [member.ask(texts).logits for member in self.members]
         return Signals(mean_signals(answers, self.weights, self.task.kind, self.combine))
+
+    def runner(self, texts: Dataset) -> Callable[[], None]:
+        """A function that runs every member once on these texts as one batch."""
+        runs = [member.runner(texts) for member in self.members]
+
+        def run() -> None:
+            for each in runs:
+                each()
+
+        return run

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,13 @@ class HuggingFaceModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @cached_property
+    def bytes(self) -> int:
+        """The size of its safetensors files, or what they would take where it was never saved."""
+        files = list(Path(self.name).expanduser().glob("*.safetensors")) if self.name else []
+        stored = sum(file.stat().st_size for file in files)
+        return stored or sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Weights, tokenizer, truncation and precision."""
         return {
@@ -100,6 +108,17 @@ class HuggingFaceModel:
                 cls = output.hidden_states[layer][:, 0].to(torch.float16).cpu().numpy()
                 states.setdefault(layer, np.empty((len(encoded), cls.shape[1]), dtype=np.float16))[rows] = cls
         return Signals(logits, states)
+
+    def runner(self, texts: Dataset) -> Callable[[], None]:
+        """A function that runs the model once on these texts as one batch; they are tokenised beforehand."""
+        batch = self.prepare(list(self.encode(texts)))
+
+        def run() -> None:
+            self.forward(batch)
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
 
     def _layer(self, number: int) -> int:
         depth = int(self.model.config.num_hidden_layers)

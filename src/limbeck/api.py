@@ -1,0 +1,202 @@
+"""The library: functions that take names or objects, and hand a checked recipe to `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from limbeck import data as data_room
+from limbeck import recipe as recipe_room
+from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
+from limbeck.errors import InputError
+from limbeck.evaluation import evaluate_models
+from limbeck.export import export_model
+from limbeck.files import full_disk_explained
+from limbeck.folder import RunFolder
+from limbeck.knowledge import Store
+from limbeck.recipe import Recipe
+from limbeck.recipe.schema import Evaluation
+from limbeck.run import Run, ask_teacher, prepare, run
+from limbeck.signals import Asked
+from limbeck.teachers import HuggingFaceModel
+
+Model = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Examples = str | Path | Mapping[str, Any] | Dataset | DatasetDict
+
+
+def distill(
+    recipe: str | Path | Mapping[str, Any] | Recipe = "hinton",
+    *,
+    teacher: Model | Sequence[Model] | Mapping[str, Any] | None = None,
+    data: Examples | None = None,
+    student: Model | Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Run:
+    """Distil a teacher into a student, measure what was kept, and write the report.
+
+    Run again with the same arguments it goes on where it stopped, and reuses what is finished.
+
+    Args:
+        recipe: a packaged method's name, a YAML file, a mapping or a recipe.
+        teacher: a folder, a hub name or `(model, tokenizer)`; several of these make an ensemble.
+        data: a file, folder, hub name, `datasets` object, or the recipe's `data` section.
+        student: the recipe's `student` section such as `{"layers": 3}`; or another checkpoint like `teacher`.
+        output: the run's folder.
+        settings: any other entries of the recipe, such as `training={"epochs": 1}` or `**{"training.epochs": 1}`.
+
+    Raises:
+        InputError: something given cannot work; nothing costly was done.
+    """
+    given = {"teacher": teacher, "data": data, "student": student, "output": output, **settings}
+    checked, objects = _resolve(recipe, given)
+    if checked.teacher is None:
+        raise InputError("nothing to distil from: give teacher=MODEL, or use limbeck train to learn from labels alone")
+    return run(checked, objects)
+
+
+def train(
+    model: Model | None = None,
+    *,
+    data: Examples | None = None,
+    output: str | Path | None = None,
+    recipe: str | Path | Mapping[str, Any] | Recipe = "fine-tune",
+    **settings: Any,  # noqa: ANN401
+) -> Run:
+    """Fine-tune a model on labels: how a teacher is made. The result is `OUTPUT/model`; arguments as of `distill`."""
+    checked, objects = _resolve(recipe, {"student": model, "data": data, "output": output, **settings})
+    if checked.teacher is not None:
+        raise InputError("limbeck train learns from labels alone; use limbeck distill with a teacher")
+    return run(checked, objects)
+
+
+def label(
+    recipe: str | Path | Mapping[str, Any] | Recipe = "hinton",
+    *,
+    teacher: Model | Sequence[Model] | Mapping[str, Any] | None = None,
+    data: Examples | None = None,
+    output: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Store:
+    """Ask the teacher once over the transfer set that `distill` with the same arguments would use, and keep it.
+
+    Returns:
+        The store, in `KNOWLEDGE/KEY` (by default under `OUTPUT/knowledge`); `datasets.load_from_disk` opens it too.
+    """
+    checked, objects = _resolve(recipe, {"teacher": teacher, "data": data, "output": output, **settings})
+    with full_disk_explained():
+        store = ask_teacher(checked, prepare(checked, objects, RunFolder(Path(checked.output))))
+    if store is None:
+        raise InputError("no teacher to ask; give teacher=MODEL")
+    return store
+
+
+def evaluate(
+    model: Model,
+    data: Examples,
+    *,
+    teacher: Model | None = None,
+    task: str = "classification",
+    text: str | list[str] | None = None,
+    label: str | list[str] | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    **settings: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """Measure a classifier on labelled examples, and against a teacher where one is given.
+
+    Args:
+        model: a folder, a hub name or `(model, tokenizer)`.
+        data: labelled examples; the test split where the source has several.
+        teacher: another classifier of the same labels.
+        task: `classification`, `multi-label` or `regression`.
+        text: the text column or columns; inferred when not given.
+        label: the label column or columns; inferred when not given.
+        max_length: tokens kept of an example.
+        seed: fixes the resamples.
+        settings: the recipe's `evaluation` section: `metric`, `resamples`, `speed`.
+
+    Returns:
+        What `metrics.json` says of each model, under `student` and `teacher`; see docs/metrics.md.
+    """
+    objects: dict[str, Any] = {}
+    source = {"train": _name_data(data, objects), "text": text, "label": label}
+    checked = recipe_room.load("fine-tune", {"student": "unused", "output": "unused", "task.kind": task, "data": source})
+    table = data_room.read(checked.data.train, "test", objects)
+    columns = data_room.find_columns(table, checked.data)
+    opened = {"student": _checkpoint(model)} | ({"teacher": _checkpoint(teacher)} if teacher else {})
+    names = label_names(opened["student"].model.config)
+    resolved = data_room.resolve_task(table, columns, checked.task.kind, None, names)
+    test = data_room.labelled_table(table, columns, resolved, "test")
+    models: dict[str, Asked] = {}
+    for name in ("teacher", "student"):
+        if name in opened:
+            check_tokenizer(opened[name], test["text"][:200])
+            models[name] = HuggingFaceModel(opened[name], resolved, max_length)
+    return evaluate_models(models, test, resolved, Evaluation(**settings), seed)
+
+
+def export(model: Model, output: str | Path, formats: Sequence[str] = ("onnx", "int8"), pair: bool = False) -> list[Path]:
+    """Write a classifier's ONNX forms into a folder.
+
+    Args:
+        model: a folder, a hub name or `(model, tokenizer)`.
+        output: the folder.
+        formats: `onnx` and `int8`.
+        pair: the model reads two texts.
+
+    Returns:
+        The files written.
+    """
+    Path(output).mkdir(parents=True, exist_ok=True)
+    with full_disk_explained():
+        return list(export_model(_checkpoint(model), Path(output), formats, pair).values())
+
+
+def _checkpoint(model: Model) -> Checkpoint:
+    if isinstance(model, tuple):
+        return Checkpoint(*model, name="")
+    return open_classifier(str(model))
+
+
+def _resolve(recipe: Any, given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:  # noqa: ANN401
+    """The checked recipe with objects replaced by the names that stand for them, and the objects by those names."""
+    objects: dict[str, Any] = {}
+    values = {key: value for key, value in given.items() if value is not None}
+    if "teacher" in values:
+        teacher = values["teacher"]
+        many = isinstance(teacher, list)
+        values["teacher"] = [_name_model(each, objects) for each in teacher] if many else _name_model(teacher, objects)
+    if "student" in values:
+        values["student"] = _name_model(values["student"], objects)
+    if "data" in values:
+        values["data"] = _name_data(values["data"], objects)
+    if "output" in values:
+        values["output"] = str(values["output"])
+    return recipe_room.load(recipe, values), objects
+
+
+def _name_model(model: Any, objects: dict[str, Any]) -> Any:  # noqa: ANN401
+    if isinstance(model, PreTrainedModel):
+        raise InputError("a model object needs its tokenizer beside it: give (model, tokenizer)")
+    if isinstance(model, tuple):
+        name = f"memory:{weights_fingerprint(model[0])[:16]}"
+        objects[name] = Checkpoint(*model, name="")
+        return name
+    return str(model) if isinstance(model, Path) else model
+
+
+def _name_data(examples: Any, objects: dict[str, Any]) -> Any:  # noqa: ANN401
+    if isinstance(examples, (Dataset, DatasetDict)):
+        parts = examples.values() if isinstance(examples, DatasetDict) else [examples]
+        name = "memory:" + "-".join(part._fingerprint for part in parts)
+        objects[name] = examples
+        return name
+    if isinstance(examples, Mapping):
+        return {key: _name_data(value, objects) for key, value in examples.items()}
+    return str(examples) if isinstance(examples, Path) else examples
+

@@ -1,0 +1,231 @@
+"""The command line: a thin skin over the library."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from limbeck import __version__, recipe
+from limbeck.errors import InputError, LimbeckError
+from limbeck.recipe.sections import nearest
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Distil a big model into a small one you can ship, and prove what was kept.\n\n"
+    "Settings are given as **key=value**, with the keys of the recipe (`limbeck schema`, docs/recipe.md): "
+    "`data=reviews.csv training.epochs=1`. The same command run again goes on where it stopped.\n\n"
+    "Exit codes: 0 done, 1 failed part-way (run it again), 2 wrong input.",
+)
+out = Console()
+Words = Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] KEY=VALUE...", show_default=False)]
+
+
+@app.command()
+def distill(words: Words = None) -> None:
+    """Distil a teacher into a student, measure what was kept, export, and write the report.
+
+    RECIPE is a packaged method (`limbeck methods list`; hinton when not given) or a YAML file.
+
+    - `limbeck distill teacher=DIR data=reviews.csv output=runs/a`
+
+    - `limbeck distill hinton teacher=DIR data=reviews.csv student.layers=3 output=runs/a`
+
+    - `limbeck distill teacher=[DIR1,DIR2] teacher.combine=logits data=reviews.csv output=runs/b`
+
+    - `limbeck distill recipe.yaml stages.distill.objectives.soft_targets.temperature=4`
+
+    - `accelerate launch --num_processes 2 -m limbeck distill recipe.yaml`
+    """
+    from limbeck import api
+
+    _show(api.distill(*_recipe(words), **_settings(words)))
+
+
+@app.command()
+def train(words: Words = None) -> None:
+    """Fine-tune a model on labels: how a teacher is made. The result is OUTPUT/model.
+
+    - `limbeck train student=sentence-transformers/all-MiniLM-L6-v2 data=reviews.csv output=runs/teacher`
+    """
+    from limbeck import api
+
+    settings = _settings(words)
+    path = _recipe(words)
+    _show(api.train(settings.pop("student", None), **({"recipe": path[0]} if path else {}), **settings))
+
+
+@app.command()
+def label(words: Words = None) -> None:
+    """Ask the teacher once over the transfer set and keep what it says, for any later run.
+
+    Takes what `distill` takes; `knowledge=FOLDER` shares what is kept between runs.
+
+    - `limbeck label teacher=DIR data=reviews.csv output=runs/a`
+    """
+    from limbeck import api
+
+    store = api.label(*_recipe(words), **_settings(words))
+    out.print(f"{len(store):,} examples in {store.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(words: Annotated[list[str], typer.Argument(metavar="MODEL KEY=VALUE...", show_default=False)]) -> None:
+    """Measure a classifier on labelled examples, and against a teacher where one is given.
+
+    - `limbeck evaluate runs/a/student data=test.csv`
+
+    - `limbeck evaluate runs/a/student data=test.csv teacher=DIR output=metrics.json`
+    """
+    from limbeck import api
+    from limbeck.report import metrics_table
+
+    settings = _settings(words)
+    output = settings.pop("output", None)
+    known = [*inspect.signature(api.evaluate).parameters, "metric", "resamples", "speed", "output"]
+    for name in settings:
+        if name not in known:
+            raise InputError(f"unknown key '{name}'; {nearest(name, known)}")
+    model = _recipe(words)
+    if not model or "data" not in settings:
+        raise InputError("give a model and labelled examples: limbeck evaluate MODEL data=FILE")
+    metrics = api.evaluate(model[0], **settings)
+    out.print(metrics_table(metrics))
+    if output:
+        Path(output).write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+
+
+@app.command()
+def export(words: Annotated[list[str], typer.Argument(metavar="MODEL OUTPUT KEY=VALUE...", show_default=False)]) -> None:
+    """Write a classifier's ONNX and int8 forms into a folder.
+
+    - `limbeck export runs/a/student shipped formats=[int8]`
+    """
+    from limbeck import api
+
+    places, settings = _recipe(words), _settings(words)
+    if len(places) != 2:
+        raise InputError("give a model and a folder: limbeck export MODEL OUTPUT")
+    for name in settings:
+        if name not in ("formats", "pair"):
+            raise InputError(f"unknown key '{name}'; {nearest(name, ['formats', 'pair'])}")
+    for path in api.export(places[0], places[1], **settings):
+        out.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Print a run's table again, and write its report and model card anew from metrics.json."""
+    from limbeck.files import read_json
+    from limbeck.folder import RunFolder
+    from limbeck.report import metrics_table, write_card, write_report
+
+    run = RunFolder(folder)
+    if not run.metrics.is_file():
+        raise InputError(f"{folder} holds no metrics.json; give the folder of a finished run")
+    metrics, text = read_json(run.metrics), run.recipe.read_text("utf-8")
+    model = next(part for part in (folder / "student", folder / "model") if part.is_dir())
+    write_card(metrics, text, model)
+    write_report(metrics, text, run.report)
+    out.print(metrics_table(metrics))
+    out.print(f"report: {run.report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def methods(
+    action: Annotated[str, typer.Argument(help="`list`, `show`, or `layers`.")] = "list",
+    name: Annotated[str | None, typer.Argument(help="The method to show.")] = None,
+) -> None:
+    """List the packaged methods, show one's recipe, or print which layers each pattern keeps."""
+    known = recipe.packaged()
+    if action == "show":
+        if name not in known:
+            raise InputError(f"no method '{name}'; {nearest(str(name), list(known))}")
+        out.print(yaml.safe_dump(known[name], sort_keys=False, allow_unicode=True), highlight=False, markup=False)
+    elif action == "layers":
+        from limbeck.students import layers_table
+
+        rows = [(str(deep), str(kept), name, " ".join(map(str, layers))) for deep, kept, name, layers in layers_table()]
+        out.print(_table(("teacher's layers", "student's", "pattern", "layers kept"), rows))
+    elif action == "list":
+        about = [(each, *(about.get(key, "") for key in ("title", "paper", "needs", "student")))
+                 for each, content in known.items() for about in [content["about"]]]
+        out.print(_table(("method", "what", "paper", "needs", "student"), about))
+    else:
+        raise InputError(f"unknown action '{action}'; {nearest(action, ['list', 'show', 'layers'])}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors.
+
+    Save it and start a recipe with `# yaml-language-server: $schema=recipe.schema.json` to get completion.
+    """
+    sys.stdout.write(json.dumps(recipe.json_schema(), indent=2) + "\n")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do and which extras are installed."""
+    from limbeck.doctor import findings
+
+    out.print(_table(("what", "found", "so"), findings()))
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+def _recipe(words: list[str] | None) -> list[str]:
+    """The words that are no settings."""
+    return [word for word in words or [] if "=" not in word]
+
+
+def _settings(words: list[str] | None) -> dict[str, Any]:
+    return recipe.parse_overrides(word for word in words or [] if "=" in word)
+
+
+def _show(run: Any) -> None:  # noqa: ANN401
+    if not run.metrics:
+        return  # another process of the same run prints
+    from limbeck.report import metrics_table
+
+    out.print(metrics_table(run.metrics))
+    out.print(f"report: {run.report}", highlight=False, soft_wrap=True)
+
+
+def _table(header: tuple[str, ...], rows: Any) -> Table:  # noqa: ANN401
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def main(command: Callable[..., Any] = app) -> None:
+    """Run the command line; a mistake is a sentence and an exit code, not a stack trace."""
+    try:
+        command()
+    except LimbeckError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from here", style="yellow")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What this machine can do and which extras are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+from limbeck import hardware
+
+EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+def findings() -> list[tuple[str, str, str]]:
+    """Rows of (what, found, consequence)."""
+    machine = hardware.describe()
+    precision = machine["precision"]
+    reason = {
+        "bfloat16": "the hardware computes in it",
+        "float16": "this GPU has no bfloat16",
+        "float32": "no AVX512-BF16, AMX or GPU; bfloat16 would be emulated and slower",
+    }[precision]
+    free = shutil.disk_usage(".").free
+    rows = [
+        ("limbeck", hardware.version("limbeck"), f"Python {machine['python']}, {machine['system']}"),
+        ("torch", str(machine["torch"]), f"transformers {hardware.version('transformers')}"),
+        ("device", str(machine["gpu"] or machine["cpu"]), machine["device"]),
+        ("cores", str(machine["cores"]), f"{machine['threads']} threads used"),
+        ("precision", precision, reason),
+        ("disk", f"{free / 1e9:.0f} GB free", "here"),
+    ]
+    for extra, modules in EXTRAS.items():
+        there = all(importlib.util.find_spec(module) for module in modules)
+        rows.append((f"extra '{extra}'", "yes" if there else "no", "" if there else f"pip install 'limbeck[{extra}]'"))
+    return rows

@@ -1,0 +1,119 @@
+"""Teacher, student, baseline and exports on the same examples through the same code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from limbeck.evaluation import quality as q
+from limbeck.evaluation.speed import measure_speed
+from limbeck.evaluation.statistics import figure, paired_test
+from limbeck.recipe.schema import Evaluation
+from limbeck.signals import Asked
+from limbeck.tasks import Task
+from limbeck.tasks.task import Array
+
+SHOWN = 30
+
+
+def evaluate_models(
+    models: dict[str, Asked], test: Dataset, task: Task, settings: Evaluation, seed: int
+) -> dict[str, Any]:
+    """Measure every model on labelled examples.
+
+    Args:
+        models: by name: `teacher`, `student`, `baseline`, `student_onnx`, `student_int8`; those that there are. Without
+            a teacher nothing is said of retention and fidelity.
+        test: columns `text`, `text_pair` for pairs, `label`.
+        task: what is predicted.
+        settings: the metric that retention is about, resamples, whether to time.
+        seed: fixes resamples and the timed sample.
+
+    Returns:
+        By model what `metrics.json` holds (see docs/metrics.md), and `comparisons` and `disagreements`.
+    """
+    labels = np.array(test["label"][:])
+    main = task.main_metric(settings.metric)
+    logits = {name: np.asarray(model.ask(test).logits) for name, model in models.items()}
+    lengths = np.array([len(text.split()) for text in test["text"]])
+    if task.pair:
+        lengths = lengths + np.array([len(text.split()) for text in test["text_pair"]])
+    measured: dict[str, Any] = {}
+    draws: dict[str, Array] = {}
+    for name, model in models.items():
+        predicted = task.predict(logits[name])
+        figures, values = q.quality(task, labels, predicted, settings.resamples, seed)
+        draws[name] = values[main]
+        measured[name] = {
+            "quality": figures,
+            "calibration": q.calibration(task, labels, logits[name]),
+            "slices": q.slices(task, labels, predicted, lengths),
+            "size": {"parameters": model.parameters, "bytes": model.bytes},
+            "speed": None,
+        }
+    if "teacher" in models:
+        for name, each in measured.items():
+            teacher = measured["teacher"]["quality"][main]
+            each |= q.retention(each["quality"][main], draws[name], teacher, draws["teacher"])
+            each["fidelity"] = q.fidelity(task, logits[name], logits["teacher"], settings.resamples, seed)
+    for name in ("student_onnx", "student_int8"):
+        if name in models:
+            measured[name]["max_logit_difference"] = float(np.abs(logits[name] - logits["student"]).max())
+    if settings.speed:
+        for name, speed in measure_speed(models, test, lengths, seed).items():
+            measured[name]["speed"] = speed
+    measured["comparisons"] = _comparisons(task, main, labels, logits, measured, draws)
+    measured["disagreements"] = _disagreements(task, test, labels, logits)
+    return measured
+
+
+def _comparisons(
+    task: Task, main: str, labels: Array, logits: dict[str, Array], measured: dict[str, Any], draws: dict[str, Array]
+) -> dict[str, Any]:
+    """The student against the teacher and against the baseline on the same examples."""
+    found = {}
+    for other in ("teacher", "baseline"):
+        if "student" in logits and other in logits:
+            values = [measured[name]["quality"][main]["value"] for name in ("student", other)]
+            each = [q.scores(task, labels, task.predict(logits[name])) for name in ("student", other)]
+            found[f"student_vs_{other}"] = {
+                "metric": main,
+                "difference": figure(values[0] - values[1], draws["student"] - draws[other]),
+                "p_value": paired_test(*each),
+            }
+    return found
+
+
+def _disagreements(task: Task, test: Dataset, labels: Array, logits: dict[str, Array]) -> list[dict[str, Any]]:
+    """The examples on which student and teacher differ most, by the distance of their probabilities or values."""
+    if not {"teacher", "student"} <= set(logits):
+        return []
+    sides = {name: task.probabilities(logits[name]) for name in ("teacher", "student")}
+    predicted = {name: task.predict(logits[name]) for name in sides}
+    distance = np.abs(sides["teacher"] - sides["student"]).sum(-1)
+    if task.kind != "regression":
+        differs = q.agreement_per_example(task, predicted["student"], predicted["teacher"]) < 1
+        distance = np.where(differs, distance, -1)
+    shown = []
+    for row in np.argsort(-distance, kind="stable")[:SHOWN]:
+        if distance[row] < 0:
+            break
+        example = test[int(row)]
+        entry = {name: example[name] for name in ("text", "text_pair") if name in example}
+        entry["label"] = _named(task, labels[row])
+        for name in sides:
+            entry[name] = _named(task, predicted[name][row])
+            confidence = sides[name][row].max() if task.kind == "classification" else None
+            entry[f"{name}_confidence"] = None if confidence is None else float(confidence)
+        shown.append(entry)
+    return shown
+
+
+def _named(task: Task, prediction: Any) -> str:  # noqa: ANN401
+    if task.kind == "classification":
+        return task.labels[int(prediction)]
+    if task.kind == "multi-label":
+        return ", ".join(name for name, on in zip(task.labels, prediction, strict=True) if on) or "none"
+    return f"{float(prediction):.3g}"

@@ -1,0 +1,62 @@
+"""Intervals and paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, wilcoxon
+from sklearn import config_context
+
+from limbeck.tasks.task import Array, Metric
+
+
+def resamples(examples: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """`count` bootstrap draws of example numbers, int64 [examples]; the same ones for every model of a run."""
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        yield generator.integers(0, examples, examples)
+
+
+def bootstrap(metrics: dict[str, Metric], labels: Array, predicted: Array, count: int, seed: int) -> dict[str, Array]:
+    """Each metric's value over every resample, float64 [count]."""
+    values: dict[str, list[float]] = {name: [] for name in metrics}
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for rows in resamples(len(labels), count, seed):
+            for name, metric in metrics.items():
+                values[name].append(metric(labels[rows], predicted[rows]))
+    return {name: np.array(each) for name, each in values.items()}
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """The central 95 % of bootstrap values (percentile method)."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def figure(value: float, values: Array) -> dict[str, float]:
+    """A value with its interval, as `metrics.json` states it."""
+    low, high = interval(values)
+    return {"value": float(value), "low": low, "high": high}
+
+
+def paired_test(ours: Array, theirs: Array) -> float:
+    """The two-sided p-value that two models score alike on the same examples.
+
+    Args:
+        ours: one score per example, [N]; right or wrong as 1 or 0, or a negative error.
+        theirs: the other model's scores.
+
+    Returns:
+        McNemar's exact test (a binomial test on the examples where they differ) for 0/1 scores; else Wilcoxon's
+        signed-rank test.
+    """
+    difference = ours.astype(np.float64) - theirs
+    changed = difference[difference != 0]
+    if len(changed) == 0:
+        return 1.0
+    if set(np.unique(ours)) | set(np.unique(theirs)) <= {0, 1}:
+        return float(binomtest(int((changed > 0).sum()), len(changed)).pvalue)
+    result: Any = wilcoxon(changed)
+    return float(result.pvalue)

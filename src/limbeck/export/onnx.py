@@ -1,0 +1,203 @@
+"""ONNX through `torch.onnx`, dynamic int8 through ONNX Runtime, and running either like any other model."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+
+from limbeck.checkpoints import Checkpoint, label_names, max_length
+from limbeck.errors import LimbeckError, missing_extra
+from limbeck.files import sha256
+from limbeck.signals import Signals
+from limbeck.tasks import Task, collate, encode
+from limbeck.teachers.huggingface import length_sorted_batches
+
+FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
+
+
+def require_onnx() -> None:
+    """Refuse early when the optional packages are missing.
+
+    Raises:
+        InputError: names the extra.
+    """
+    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        raise missing_extra("export to onnx or int8", "onnx")
+
+
+def export_model(checkpoint: Checkpoint, folder: Path, formats: Sequence[str], pair: bool = False) -> dict[str, Path]:
+    """Write the model's ONNX forms beside its Hugging Face files; forms that are there are kept.
+
+    Args:
+        checkpoint: the trained model.
+        folder: where the files go: `model.onnx`, `model_int8.onnx`.
+        formats: `onnx` (float32), `int8` (weights of matrix products and embeddings in int8, activations quantised
+            on the fly).
+        pair: the inputs have token types where the model reads them.
+
+    Returns:
+        The files by format.
+
+    Raises:
+        InputError: the `onnx` extra is missing.
+        LimbeckError: the architecture cannot be traced.
+    """
+    if not formats:
+        return {}
+    require_onnx()
+    wanted = {name: folder / FILES[name] for name in formats}
+    if all(path.exists() for path in wanted.values()):
+        return wanted
+    with tempfile.TemporaryDirectory(dir=folder, prefix="export-") as scratch:
+        plain = Path(scratch) / FILES["onnx"]
+        _trace(checkpoint, plain, pair)
+        if "int8" in formats:
+            _quantise(plain, Path(scratch) / FILES["int8"])
+        for name, path in wanted.items():
+            os.replace(Path(scratch) / FILES[name], path)
+    return wanted
+
+
+class _Logits(nn.Module):
+    """The model as a function of its input tensors alone."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def _trace(checkpoint: Checkpoint, path: Path, pair: bool) -> None:
+    model, tokenizer, _ = checkpoint
+    device = model.device
+    names = ["input_ids", "attention_mask"]
+    if pair and "token_type_ids" in tokenizer.model_input_names:
+        names.append("token_type_ids")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(2 * 9).reshape(2, 9) % vocabulary
+    example = tuple(ids if name == "input_ids" else torch.ones_like(ids) * (name == "attention_mask") for name in names)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=max_length(model, tokenizer, None))}
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Logits(model.cpu().eval(), names),
+                example,
+                str(path),
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=((axes,) * len(names),),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LimbeckError(f"{model.config.model_type} cannot be exported to ONNX: {reason}; drop export=...") from error
+    finally:
+        model.to(device)
+
+
+def _quantise(source: Path, target: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(source)
+    del model.graph.value_info[:]  # the exporter's shapes contradict ONNX's own inference, which stops at that
+    prepared = source.with_name("prepared.onnx")
+    onnx.save(model, prepared)
+    with _quiet(None):
+        # 7-bit weights: without VNNI, sums of 8-bit products overflow 16 bits and saturate silently.
+        quantize_dynamic(prepared, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+
+
+class _quiet:  # noqa: N801
+    """Exporters log at length what concerns their authors."""
+
+    def __init__(self, *names: str | None) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)
+
+
+class OnnxModel:
+    """An exported student that answers about text on the CPU, with as many threads as PyTorch uses.
+
+    Args:
+        path: the ONNX file.
+        checkpoint: the student it came from, for tokenizer, labels and number of parameters.
+        task: what is predicted.
+        length: tokens kept of an example.
+        batch_size: examples per forward pass.
+    """
+
+    def __init__(self, path: Path, checkpoint: Checkpoint, task: Task, length: int | None, batch_size: int = 64) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = [each.name for each in self.session.get_inputs()]
+        self.path, self.task, self.batch_size = path, task, batch_size
+        self.tokenizer = checkpoint.tokenizer
+        self.length = max_length(checkpoint.model, checkpoint.tokenizer, length)
+        self.labels = label_names(checkpoint.model.config)
+        self.parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+        self.precision = "int8" if path.name == FILES["int8"] else "float32"
+
+    @property
+    def bytes(self) -> int:
+        """The file's size."""
+        return self.path.stat().st_size
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The file's content and the truncation."""
+        return {"weights": sha256(self.path), "max_length": self.length, "precision": self.precision}
+
+    def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
+        """Logits float32 [N, C] in the order of `texts`; an exported student has no hidden states."""
+        encoded = encode(texts, self.tokenizer, self.task, self.length)
+        logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
+        for rows, examples in length_sorted_batches(encoded, self.batch_size):
+            logits[rows] = self._run(self._prepare(examples))
+        return Signals(logits)
+
+    def runner(self, texts: Dataset) -> Callable[[], None]:
+        """A function that runs the model once on these texts as one batch; they are tokenised beforehand."""
+        inputs = self._prepare(list(encode(texts, self.tokenizer, self.task, self.length)))
+
+        def run() -> None:
+            self._run(inputs)
+
+        return run
+
+    def _prepare(self, examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        batch = collate(examples, self.tokenizer)
+        return {name: batch[name].numpy() for name in self.inputs}
+
+    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(self.session.run(["logits"], inputs)[0])

@@ -1,0 +1,130 @@
+"""A run's folder: whose it is, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+
+from limbeck import hardware
+from limbeck.errors import InputError
+from limbeck.files import read_json, write_atomic, write_json
+from limbeck.recipe import Recipe, dump
+
+_OURS = ("run.json", "metrics.json", "report.html", "student", "baseline", "model", "stages", "logs")
+# What may change between two runs of the same command without making it another run.
+_FREE = ("output", "knowledge", "evaluation", "export", "about")
+_PACKAGES = ("limbeck", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "onnxruntime")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the recipe's `output`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe; `limbeck distill` of it does the run again."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The measured figures."""
+        return self.path / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a folder that holds something else, before anything is loaded.
+
+        Raises:
+            InputError: files that are no run's, or a run of a recipe that differs; names the first difference.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"output={self.path} is a file; give a folder")
+        if self.recipe.is_file():
+            before, now = yaml.safe_load(self.recipe.read_text("utf-8")), yaml.safe_load(dump(recipe))
+            key, was, wanted = _first_difference(_essential(before), _essential(now)) or ("", None, None)
+            if key:
+                raise InputError(
+                    f"{self.path} holds another run: its {key} is {was!r}, yours is {wanted!r}; "
+                    "give another output=FOLDER"
+                )
+        taken = [name for name in _OURS if (self.path / name).exists()]
+        if taken and not self.recipe.is_file():
+            raise InputError(
+                f"{self.path} holds {taken[0]}, which the run would overwrite, but no run of Limbeck; "
+                "give another output=FOLDER"
+            )
+
+    def claim(self, recipe: Recipe, content: dict[str, str]) -> None:
+        """Write the run's identity, or compare with the one that is there.
+
+        Args:
+            recipe: the resolved recipe.
+            content: fingerprints by name of what the recipe only points at: the data, the teacher, the student's start.
+
+        Raises:
+            InputError: the same recipe, but a file it points at has changed since.
+        """
+        identity = self.path / "run.json"
+        if identity.is_file():
+            before = read_json(identity)["content"]
+            changed = [name for name in content if before.get(name) != content[name]]
+            if changed:
+                raise InputError(
+                    f"{self.path} holds a run of this recipe, but the {' and the '.join(changed)} changed since; "
+                    "give another output=FOLDER"
+                )
+        if hardware.processes().is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.recipe, dump(recipe))
+            write_json(identity, {"content": content})
+            versions = {name: hardware.version(name) for name in _PACKAGES}
+            write_json(self.path / "environment.json", {"machine": hardware.describe(), "packages": versions})
+        hardware.processes().wait_for_everyone()
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 of a value's YAML or text."""
+    text = value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def table_fingerprint(table: Dataset) -> str:
+    """SHA-256 of a table's values, column by column."""
+    digest = hashlib.sha256()
+    for column in table.column_names:
+        for value in table[column]:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
+def _essential(recipe: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in recipe.items() if key not in _FREE}
+    training = {key: value for key, value in kept.get("training", {}).items() if key != "report_to"}
+    return kept | {"training": training}
+
+
+def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:  # noqa: ANN401
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(key for key in b if key not in a)]:
+            found = _first_difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return next((found for i, (x, y) in pairs if (found := _first_difference(x, y, f"{path}.{i}"))), None)
+    return None if a == b else (path, a, b)

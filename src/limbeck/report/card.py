@@ -1,0 +1,137 @@
+"""The student's model card, in the form that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.files import write_atomic
+from limbeck.recipe import Recipe, load
+from limbeck.report import sentences
+from limbeck.report.html import environment
+from limbeck.report.numbers import known, phrase, title
+from limbeck.report.table import NAMES, Metrics, get, headline, models
+
+# The names that the Hub knows our metrics by, with what tells two of one name apart.
+_HUB_METRICS: dict[str, dict[str, Any]] = {
+    "accuracy": {"type": "accuracy"},
+    "f1_macro": {"type": "f1", "args": {"average": "macro"}},
+    "f1_micro": {"type": "f1", "args": {"average": "micro"}},
+    "exact_match": {"type": "exact_match"},
+    "mcc": {"type": "matthews_correlation"},
+    "spearman": {"type": "spearmanr"},
+    "pearson": {"type": "pearsonr"},
+    "r2": {"type": "r_squared"},
+    "mae": {"type": "mae"},
+}
+
+
+def write_card(metrics: Metrics, recipe_yaml: str, folder: Path) -> Path:
+    """Write the model card into the student's folder.
+
+    Args:
+        metrics: the run's metrics, as in `metrics.json`.
+        recipe_yaml: the resolved recipe.
+        folder: the student's folder.
+
+    Returns:
+        The card, `README.md`.
+    """
+    recipe = load(yaml.safe_load(recipe_yaml))
+    # A run keeps its student in a folder of that name; the run's own name says more.
+    name = folder.resolve().parent.name if folder.name == "student" else folder.name
+    header = yaml.safe_dump(_front_matter(metrics, recipe, name), sort_keys=False, allow_unicode=True)
+    card = environment().get_template("card.md.j2").render(
+        front_matter=header,
+        name=name,
+        metrics=metrics,
+        method=_method(metrics, recipe),
+        teachers=[_short(teacher.model) for teacher in recipe.teacher.models] if recipe.teacher else [],
+        metric=phrase(metrics["task"]["metric"]),
+        verdict=sentences.verdict(metrics),
+        initialisation=sentences.initialisation(metrics),
+        stages=sentences.stages(recipe, metrics),
+        data=sentences.data(metrics),
+        notices=metrics["data"].get("notices") or [],
+        table=_markdown(metrics),
+        metric_note=sentences.metric_note(metrics),
+        speed_terms=sentences.speed_terms(metrics),
+        fidelity=sentences.fidelity(metrics),
+        calibration=sentences.calibration(metrics),
+        comparisons=[told for other in ("teacher", "baseline") if (told := sentences.comparison(metrics, other))],
+        machine=sentences.machine(metrics),
+        max_length=recipe.task.max_length,
+        recipe=recipe_yaml.rstrip(),
+        fence=_fence(recipe_yaml),
+    )
+    write_atomic(folder / "README.md", card)
+    return folder / "README.md"
+
+
+def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]:
+    """What the Hub reads: how to load the model, what it came from, and its test scores."""
+    source = recipe.data.train
+    path, subset = source.path, source.subset
+    public = _on_hub(path)
+    data_name = Path(path).stem if not public else path
+    dataset: dict[str, Any] = {"name": data_name, "type": path if public else re.sub(r"[^\w.-]", "-", data_name)}
+    if public and subset:
+        dataset |= {"config": subset}
+    dataset["split"] = "test"
+    scores = []
+    for metric, measured in (get(metrics, "student", "quality") or {}).items():
+        value = known(measured.get("value"))
+        if value is not None:
+            scores.append({"name": title(metric), "value": round(value, 6), **_HUB_METRICS.get(metric, {"type": metric})})
+    task = {"type": "text-classification", "name": "Text Classification"}
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["limbeck", "knowledge-distillation"],
+    }
+    bases = [teacher.model for teacher in recipe.teacher.models] if recipe.teacher else []
+    bases = [recipe.student.model] if recipe.student.model else bases
+    if bases and all(_on_hub(base) for base in bases):
+        header["base_model"] = bases[0] if len(bases) == 1 else bases
+    if public:
+        header["datasets"] = [path]
+    header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": scores}]}]
+    return header
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a model or data set is named as on the Hub, `owner/name`, and is no folder or file here."""
+    looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    return looks and not Path(name).suffix.lower().startswith((".csv", ".tsv", ".json", ".parquet")) and not Path(name).exists()
+
+
+def _short(name: str) -> str:
+    """A model's name without the folders above it, which are nobody's business once the card is published."""
+    return name if _on_hub(name) else Path(name).name
+
+
+def _method(metrics: Metrics, recipe: Recipe) -> str:
+    """The method's name, what it is, and its paper."""
+    name = metrics.get("method") or ""
+    if recipe.about is None:
+        return name
+    return f"{name + ': ' if name else ''}{recipe.about.title} ({recipe.about.paper})"
+
+
+def _markdown(metrics: Metrics) -> str:
+    """The headline table as Markdown, intervals in brackets."""
+    columns = headline(metrics)
+    lines = ["| Model | " + " | ".join(column.title for column in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for row, model in enumerate(models(metrics)):
+        cells = [column.cells[row] for column in columns]
+        texts = [f"{cell.text} ({cell.interval})" if cell.interval else cell.text or "-" for cell in cells]
+        lines.append(f"| {NAMES[model]} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def _fence(text: str) -> str:
+    """A code fence that the text cannot close."""
+    return "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))

@@ -1,0 +1,211 @@
+"""The page's plots, each an inline SVG or None where the run has nothing to show."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from limbeck.report.drawing import COLOURS, MARKERS, SIZE, canvas, place_labels, to_svg
+from limbeck.report.numbers import SHARES, known, score, significant, title
+from limbeck.report.table import NAMES, Metrics, get, models, number
+
+_NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "num_input_tokens_seen", "total_flos")
+_DASHES = ("-", "--", "-.", ":")
+
+
+def quality_against(metrics: Metrics, name: str, label: str, keys: tuple[str, ...], unit: float = 1) -> Markup | None:
+    """The main metric of every model against one of its costs.
+
+    Args:
+        metrics: a run's metrics.
+        name: the plot's name.
+        label: the cost's name and unit, for the axis.
+        keys: where the cost lies in a model's metrics.
+        unit: what the cost is divided by.
+    """
+    metric = metrics["task"]["metric"]
+    points = []
+    for model in models(metrics):
+        cost, quality = number(metrics, model, *keys), number(metrics, model, "quality", metric, "value")
+        if cost is not None and quality is not None:
+            points.append((model, cost / unit, quality))
+    if len(points) < 2:
+        return None
+    costs = [cost for _, cost, _ in points]
+    with canvas() as axes:
+        if min(costs) > 0 and max(costs) / min(costs) > 12:
+            axes.set_xscale("log")
+            axes.set_xlim(min(costs) / 1.6, max(costs) * 1.6)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(0, max(costs) * 1.15)
+        places = _side_by_side(axes, costs)
+        for (model, _, quality), x in zip(points, places, strict=True):
+            ends = [number(metrics, model, "quality", metric, end) for end in ("low", "high")]
+            low, high = (quality if end is None else end for end in ends)
+            style = {"color": COLOURS[model], "marker": MARKERS[model], "capsize": 2.5, "elinewidth": 1.1}
+            axes.errorbar(x, quality, [[max(quality - low, 0)], [max(high - quality, 0)]], markersize=6.5, **style)
+        axes.margins(y=0.14)
+        axes.set(xlabel=label, ylabel=title(metric))
+        _unit_of(axes, metric)
+        names = [(x, quality, NAMES[model], COLOURS[model]) for (model, _, quality), x in zip(points, places, strict=True)]
+        place_labels(axes, names)
+        told = "; ".join(f"{NAMES[model]}: {score(metric, q)} at {significant(cost)}" for model, cost, q in points)
+        return to_svg(axes, name, f"{title(metric)} against {label}. {told}.")
+
+
+def losses(metrics: Metrics, model: str) -> Markup | None:
+    """A model's training loss over the epochs of all its stages, and each term's part unweighted."""
+    history = _history(metrics, model)
+    terms = _terms(history)
+    names = terms if len(terms) == 1 else ["loss", *terms]
+    lines = {name: [_line(logs, name, start) for logs, start in history.values()] for name in names}
+    values = [y for segments in lines.values() for _, ys in segments for y in ys]
+    if not values:
+        return None
+    colours = [COLOURS[role] for role in ("ink", "student", "baseline", "student_onnx", "student_int8", "teacher")]
+    with canvas() as axes:
+        for index, (name, segments) in enumerate(lines.items()):
+            colour = colours[0] if name == "loss" else colours[1 + (index - ("loss" in lines)) % 5]
+            label = "total" if name == "loss" else name.replace("_", " ")
+            dash = _DASHES[index // len(colours) % len(_DASHES)]
+            for xs, ys in segments:
+                axes.plot(xs, ys, dash, color=colour, linewidth=1.5, label=label)
+                label = "_nolegend_"  # one entry for all stages
+        if min(values) > 0 and max(values) / min(values) > 30:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
+        axes.set(xlabel="epoch", ylabel="loss")
+        _stage_borders(axes, history)
+        axes.legend(loc="upper right")
+        told = "; ".join(
+            f"{'total' if name == 'loss' else name.replace('_', ' ')} from {significant(ys[0])} to {significant(ys[-1])}"
+            for name, segments in lines.items()
+            if (ys := [y for _, segment in segments for y in segment])
+        )
+        return to_svg(axes, f"loss-{model}", f"Training loss of the {model} by epoch: {told}.")
+
+
+def validation(metrics: Metrics) -> Markup | None:
+    """The main metric on the validation examples after each epoch; the checkpoint that was kept is ringed."""
+    metric = metrics["task"]["metric"]
+    told = []
+    with canvas() as axes:
+        longest: dict[str, tuple[list[dict[str, Any]], float]] = {}
+        for model in ("baseline", "student"):
+            history = _history(metrics, model)
+            longest = history if len(history) >= len(longest) else longest
+            label = NAMES[model]
+            for stage, (logs, start) in history.items():
+                xs, ys = _line(logs, f"eval_{metric}", start)
+                if not ys:
+                    continue
+                style = {"color": COLOURS[model], "marker": MARKERS[model], "markersize": 4.5}
+                axes.plot(xs, ys, linewidth=1.5, label=label, **style)
+                label = "_nolegend_"
+                best = max(range(len(ys)), key=ys.__getitem__)
+                axes.plot(xs[best], ys[best], "o", markersize=11, markerfacecolor="none", color=COLOURS[model])
+                told.append(f"{NAMES[model]}, stage {stage}: best {score(metric, ys[best])} at epoch {xs[best]:g}")
+        if not told:
+            return None
+        axes.set(xlabel="epoch", ylabel=f"{title(metric)} (validation)")
+        axes.margins(y=0.14)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _unit_of(axes, metric)
+        _stage_borders(axes, longest)
+        axes.legend(loc="lower right")
+        return to_svg(axes, "validation", f"{title(metric)} on the validation examples. {'; '.join(told)}.")
+
+
+def reliability(metrics: Metrics) -> Markup | None:
+    """Accuracy against confidence, binned; on the diagonal a model is as often right as it is sure."""
+    curves = {}
+    for model in models(metrics):
+        bins = [b for b in get(metrics, model, "calibration", "curve") or [] if b.get("count")]
+        pairs = [(known(b["confidence"]), known(b["accuracy"]), b["count"]) for b in bins]
+        curve = [(x, y, n) for x, y, n in pairs if x is not None and y is not None]
+        if curve and model != "student_onnx":  # the same model as the student, to the last few digits
+            curves[model] = curve
+    if not curves:
+        return None
+    with canvas((SIZE[0], 4.2)) as axes:
+        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 4)))
+        for model, curve in curves.items():
+            xs, ys, counts = zip(*curve, strict=True)
+            total = sum(counts)
+            axes.plot(xs, ys, color=COLOURS[model], linewidth=1.3)
+            areas = [12 + 110 * n / total for n in counts]
+            axes.scatter(xs, ys, areas, color=COLOURS[model], marker=MARKERS[model], label=NAMES[model], linewidths=0)
+        left = min(x for curve in curves.values() for x, _, _ in curve)
+        axes.set_xlim(max(0, left - 0.05), 1.01)
+        axes.set_ylim(0, 1.03)
+        axes.set(xlabel="confidence", ylabel="share of right predictions")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        legend = axes.legend(loc="lower right" if left > 0.3 else "upper left")
+        for handle in legend.legend_handles:
+            handle.set(sizes=[36])
+        told = [f"{NAMES[model]} {error:.3f}" for model in curves if (error := _ece(metrics, model)) is not None]
+        return to_svg(axes, "reliability", f"Reliability diagram. Expected calibration error: {', '.join(told)}.")
+
+
+def _ece(metrics: Metrics, model: str) -> float | None:
+    return number(metrics, model, "calibration", "ece")
+
+
+def _history(metrics: Metrics, model: str) -> dict[str, tuple[list[dict[str, Any]], float]]:
+    """A model's logs by stage, each with the epoch at which the stage starts in the whole training."""
+    stages, start = {}, 0.0
+    for stage, logs in (get(metrics, "training", model, "history") or {}).items():
+        stages[stage] = (logs, start)
+        start += max([known(log.get("epoch")) or 0.0 for log in logs], default=0.0)
+    return stages
+
+
+def _terms(history: dict[str, tuple[list[dict[str, Any]], float]]) -> list[str]:
+    """The loss terms that the logs hold beside what `Trainer` writes itself."""
+    names: dict[str, None] = {}
+    for logs, _ in history.values():
+        for log in logs:
+            if "loss" in log:
+                names |= {name: None for name in log if name not in _NOT_TERMS and known(log[name]) is not None}
+    return list(names)
+
+
+def _line(logs: list[dict[str, Any]], key: str, start: float) -> tuple[list[float], list[float]]:
+    """One logged value over the epochs; what is not finite is left out."""
+    pairs = [(known(log.get("epoch")), known(log.get(key))) for log in logs]
+    found = [(start + x, y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def _stage_borders(axes: Axes, history: dict[str, tuple[list[dict[str, Any]], float]]) -> None:
+    """A dotted line where a stage ends, and the stages' names, when there are several."""
+    if len(history) < 2:
+        return
+    for stage, (_, start) in history.items():
+        if start:
+            axes.axvline(start, color=COLOURS["muted"], linewidth=0.9, linestyle=":")
+        style = {"color": COLOURS["muted"], "fontsize": 8.5, "va": "bottom"}
+        axes.annotate(stage, (start, 1), (3, 2), xycoords=axes.get_xaxis_transform(), textcoords="offset points", **style)
+
+
+def _side_by_side(axes: Axes, costs: list[float]) -> list[float]:
+    """Models of the same cost moved a little apart, so that their error bars do not hide each other."""
+    places = [axes.transData.transform((cost, 0))[0] for cost in costs]
+    step = 0.018 * axes.get_window_extent().width
+    order = sorted(range(len(places)), key=places.__getitem__)
+    for before, after in pairwise(order):
+        places[after] = max(places[after], places[before] + step)
+    return [float(axes.transData.inverted().transform((place, 0))[0]) for place in places]
+
+
+def _unit_of(axes: Axes, metric: str) -> None:
+    """The metric's unit on the vertical axis."""
+    if metric in SHARES:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))

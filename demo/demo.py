@@ -69,7 +69,9 @@ def fetch_reviews() -> Path:
             member = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
             assert member is not None
             rows = [line.split("\t") for line in member.read().decode().splitlines()]
-        reviews = sorted({text: "positive" if float(score) > 0 else "negative" for _, score, text in rows if float(score)}.items())
+        reviews = sorted(
+            {text: "positive" if float(score) > 0 else "negative" for _, score, text in rows if float(score)}.items()
+        )
         random.Random(0).shuffle(reviews)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".partial").open("w", newline="", encoding="utf-8") as file:

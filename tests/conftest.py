@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before transformers and datasets are imported: they read these once.
+# Before torch and transformers are imported: they read these once. One thread, as tiny models only wait for more.
 CACHE = tempfile.mkdtemp(prefix="limbeck-tests-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=CACHE, TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=CACHE, TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import numpy as np
 import pytest
@@ -64,11 +64,6 @@ _CHANGES: dict[str, dict[str, Any]] = {
         **dict(zip(("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), (2, 3, 2, 3), strict=True)),
     },
 }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 # --- text ---------------------------------------------------------------------------------------------------------

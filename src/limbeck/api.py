@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,7 +14,7 @@ from limbeck import recipe as recipe_room
 from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
 from limbeck.errors import InputError
 from limbeck.evaluation import evaluate_models
-from limbeck.export import export_model
+from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
 from limbeck.folder import RunFolder
 from limbeck.knowledge import Store
@@ -24,8 +24,8 @@ from limbeck.run import Run, ask_teacher, prepare, run
 from limbeck.signals import Asked
 from limbeck.teachers import HuggingFaceModel
 
-Model = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
-Examples = str | Path | Mapping[str, Any] | Dataset | DatasetDict
+Model: TypeAlias = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Examples: TypeAlias = str | Path | Mapping[str, Any] | Dataset | DatasetDict
 
 
 def distill(
@@ -125,7 +125,9 @@ def evaluate(
     """
     objects: dict[str, Any] = {}
     source = {"train": _name_data(data, objects), "text": text, "label": label}
-    checked = recipe_room.load("fine-tune", {"student": "unused", "output": "unused", "task.kind": task, "data": source})
+    checked = recipe_room.load(
+        "fine-tune", {"student": "unused", "output": "unused", "task.kind": task, "data": source}
+    )
     table = data_room.read(checked.data.train, "test", objects)
     columns = data_room.find_columns(table, checked.data)
     opened = {"student": _checkpoint(model)} | ({"teacher": _checkpoint(teacher)} if teacher else {})
@@ -140,7 +142,9 @@ def evaluate(
     return evaluate_models(models, test, resolved, Evaluation(**settings), seed)
 
 
-def export(model: Model, output: str | Path, formats: Sequence[str] = ("onnx", "int8"), pair: bool = False) -> list[Path]:
+def export(
+    model: Model, output: str | Path, formats: Sequence[str] = ("onnx", "int8"), pair: bool = False
+) -> list[Path]:
     """Write a classifier's ONNX forms into a folder.
 
     Args:
@@ -159,7 +163,7 @@ def export(model: Model, output: str | Path, formats: Sequence[str] = ("onnx", "
 
 def _checkpoint(model: Model) -> Checkpoint:
     if isinstance(model, tuple):
-        return Checkpoint(*model, name="")
+        return Checkpoint(model[0], model[1], "")
     return open_classifier(str(model))
 
 
@@ -185,7 +189,7 @@ def _name_model(model: Any, objects: dict[str, Any]) -> Any:  # noqa: ANN401
         raise InputError("a model object needs its tokenizer beside it: give (model, tokenizer)")
     if isinstance(model, tuple):
         name = f"memory:{weights_fingerprint(model[0])[:16]}"
-        objects[name] = Checkpoint(*model, name="")
+        objects[name] = Checkpoint(model[0], model[1], "")
         return name
     return str(model) if isinstance(model, Path) else model
 
@@ -199,4 +203,3 @@ def _name_data(examples: Any, objects: dict[str, Any]) -> Any:  # noqa: ANN401
     if isinstance(examples, Mapping):
         return {key: _name_data(value, objects) for key, value in examples.items()}
     return str(examples) if isinstance(examples, Path) else examples
-

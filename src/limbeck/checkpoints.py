@@ -54,7 +54,7 @@ def open_config(name: str, revision: str | None = None, trust_remote_code: bool 
     Raises:
         InputError: not there, or holds pickles instead of safetensors.
     """
-    folder = Path(_place(name))
+    folder = Path(place(name))
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -66,9 +66,11 @@ def open_config(name: str, revision: str | None = None, trust_remote_code: bool 
     if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise InputError(f"no model folder '{name}'; check the path")
     try:
-        return AutoConfig.from_pretrained(_place(name), revision=revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(place(name), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # a wrong name, no connection, a broken config or code that was not asked for
-        raise InputError(f"'{name}' is neither a model folder nor a model that the hub gave: {_reason(error)}") from None
+        raise InputError(
+            f"'{name}' is neither a model folder nor a model that the hub gave: {_reason(error)}"
+        ) from None
 
 
 def open_classifier(
@@ -90,7 +92,7 @@ def open_classifier(
         InputError: see `open_config`; no tokenizer; weights that do not fit the configuration; an untrained head.
     """
     open_config(name, revision, trust_remote_code)
-    where, options = _place(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    where, options = place(name), {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -114,6 +116,15 @@ def open_classifier(
             f"limbeck train student={name} data=... output=..."
         )
     return Checkpoint(model, tokenizer, name)
+
+
+def place(name: str) -> str:
+    """The model's folder; of a run's folder the model that the run made; else the name as the hub knows it."""
+    folder = Path(name).expanduser()
+    made = [folder / part for part in ("student", "model") if (folder / part / "config.json").is_file()]
+    if made and not (folder / "config.json").exists():
+        return str(made[0])
+    return str(folder) if folder.is_dir() else name
 
 
 def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -144,7 +155,9 @@ def check_tokenizer(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
     model, tokenizer, name = checkpoint
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise InputError(f"the tokenizer of '{name}' has {len(tokenizer)} tokens, the model embeds {rows}; they do not fit")
+        raise InputError(
+            f"the tokenizer of '{name}' has {len(tokenizer)} tokens, the model embeds {rows}; they do not fit"
+        )
     if tokenizer.pad_token_id is None:
         raise InputError(f"the tokenizer of '{name}' has no padding token; set tokenizer.pad_token and save it again")
     if tokenizer.unk_token_id is not None:
@@ -152,8 +165,8 @@ def check_tokenizer(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
         unknown = sum(i == tokenizer.unk_token_id for i in ids) / max(len(ids), 1)
         if unknown > 0.5:
             raise InputError(
-                f"the tokenizer of '{name}' knows {1 - unknown:.0%} of the tokens of your text; it does not fit the data "
-                "or was saved broken"
+                f"the tokenizer of '{name}' knows {1 - unknown:.0%} of the tokens of your text; it does not fit "
+                "the data or was saved broken"
             )
 
 
@@ -168,7 +181,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-_IRRELEVANT = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "limbeck")
+_IRRELEVANT = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype", "limbeck")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -181,15 +194,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-
-
-def _place(name: str) -> str:
-    """The model's folder; of a run's folder the model that the run made; else the name as the hub knows it."""
-    folder = Path(name).expanduser()
-    made = [folder / part for part in ("student", "model") if (folder / part / "config.json").is_file()]
-    if made and not (folder / "config.json").exists():
-        return str(made[0])
-    return str(folder) if folder.is_dir() else name
 
 
 def _reason(error: Exception) -> str:

@@ -107,7 +107,9 @@ def evaluate(words: Annotated[list[str], typer.Argument(metavar="MODEL KEY=VALUE
 
 
 @app.command()
-def export(words: Annotated[list[str], typer.Argument(metavar="MODEL OUTPUT KEY=VALUE...", show_default=False)]) -> None:
+def export(
+    words: Annotated[list[str], typer.Argument(metavar="MODEL OUTPUT KEY=VALUE...", show_default=False)],
+) -> None:
     """Write a classifier's ONNX and int8 forms into a folder.
 
     - `limbeck export runs/a/student shipped formats=[int8]`
@@ -159,8 +161,11 @@ def methods(
         rows = [(str(deep), str(kept), name, " ".join(map(str, layers))) for deep, kept, name, layers in layers_table()]
         out.print(_table(("teacher's layers", "student's", "pattern", "layers kept"), rows))
     elif action == "list":
-        about = [(each, *(about.get(key, "") for key in ("title", "paper", "needs", "student")))
-                 for each, content in known.items() for about in [content["about"]]]
+        about = [
+            (each, *(about.get(key, "") for key in ("title", "paper", "needs", "student")))
+            for each, content in known.items()
+            for about in [content["about"]]
+        ]
         out.print(_table(("method", "what", "paper", "needs", "student"), about))
     else:
         raise InputError(f"unknown action '{action}'; {nearest(action, ['list', 'show', 'layers'])}")

@@ -88,7 +88,8 @@ def full_disk_explained() -> Iterator[None]:
         raise
     except Exception as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+            file = getattr(error, "filename", None)
+            where = f" while writing {file}" if file else ""
             raise LimbeckError(
                 f"the disk is full{where}; what was finished is kept: free some space and run the same command again"
             ) from None

@@ -50,7 +50,7 @@ def _cpu_has_bfloat16() -> bool:
     """AVX512-BF16 or AMX. Without them bfloat16 is emulated and far slower than float32."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE"):
         return False
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from limbeck import data, hardware
 from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
 from limbeck.data import Splits
 from limbeck.errors import InputError
 from limbeck.evaluation import evaluate_models
-from limbeck.export import OnnxModel, export_model
-from limbeck.export.onnx import require_onnx
+from limbeck.exporting import OnnxModel, export_model
+from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
 from limbeck.knowledge import Store, label_texts
@@ -94,7 +95,8 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
 
 def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Prepared:
     """Read, open and check everything; claim the run's folder. Nothing here takes longer than loading."""
-    datasets.disable_progress_bars()
+    datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
+    transformers_logging.disable_progress_bar()
     folder.check(recipe)
     if recipe.export.formats:
         require_onnx()
@@ -226,4 +228,3 @@ def _check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> N
                 f"the student has {ours:,} parameters, more than the teacher's {theirs:,}; "
                 "give fewer student.layers or a smaller student=MODEL"
             )
-

@@ -11,14 +11,13 @@ import torch
 from datasets import Dataset
 
 
-
 @dataclass
 class Signals:
     """What a model says about B examples.
 
     Attributes:
         logits: float [B, C].
-        features: the [CLS] state [B, d] after each kept layer, by layer number counted from 1.
+        features: the [CLS] state [B, d] after each kept layer, by layer number counted from 1; -1 is the last.
     """
 
     logits: Any
@@ -79,11 +78,11 @@ def mean_signals(members: Sequence[Any], weights: Sequence[float], kind: str, co
     stack = np.stack([np.asarray(logits, dtype=np.float64) for logits in members])
     share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     if combine == "logits" or kind == "regression":
-        return np.tensordot(share, stack, axes=1).astype(np.float32)
+        return np.asarray(np.tensordot(share, stack, axes=1), dtype=np.float32)
     log_share = np.log(share)[:, None, None]
     if kind == "classification":
         normalised = stack - np.logaddexp.reduce(stack, axis=-1, keepdims=True)
-        return np.logaddexp.reduce(normalised + log_share, axis=0).astype(np.float32)
+        return np.asarray(np.logaddexp.reduce(normalised + log_share, axis=0), dtype=np.float32)
     log_on = np.logaddexp.reduce(-np.logaddexp(0, -stack) + log_share, axis=0)
     log_off = np.logaddexp.reduce(-np.logaddexp(0, stack) + log_share, axis=0)
-    return (log_on - log_off).astype(np.float32)
+    return np.asarray(log_on - log_off, dtype=np.float32)

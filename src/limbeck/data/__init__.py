@@ -5,4 +5,14 @@ from limbeck.data.labels import resolve_task
 from limbeck.data.reading import RawData, read, read_all
 from limbeck.data.splitting import Splits, labelled_table, split
 
-__all__ = ["Columns", "RawData", "Splits", "find_columns", "labelled_table", "read", "read_all", "resolve_task", "split"]
+__all__ = [
+    "Columns",
+    "RawData",
+    "Splits",
+    "find_columns",
+    "labelled_table",
+    "read",
+    "read_all",
+    "resolve_task",
+    "split",
+]

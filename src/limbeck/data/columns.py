@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from datasets import Dataset, Value
@@ -43,14 +44,16 @@ def find_columns(table: Dataset, data: Data, labelled: bool = True) -> Columns:
     stated_text = (data.text,) if isinstance(data.text, str) else tuple(data.text or ())
     stated_label = (data.label,) if isinstance(data.label, str) else tuple(data.label or ())
     if len(stated_text) > 2:
-        raise InputError(f"data.text names {len(stated_text)} columns ({', '.join(stated_text)}); one or two make an example")
+        raise InputError(
+            f"data.text names {len(stated_text)} columns ({', '.join(stated_text)}); one or two make an example"
+        )
     for key, stated in (("text", stated_text), ("label", stated_label if labelled else ())):
         for name in stated:
             if name not in names:
                 raise InputError(f"data.{key} names column '{name}', which is not in the data; {nearest(name, names)}")
     label = stated_label if labelled else ()
     if labelled and not label:
-        label = _only(name for name in LABELS if name in names) or ()
+        label = _only(name for name in LABELS if name in names)
         if not label:
             raise InputError(f"cannot tell the label column among {', '.join(names)}; add data.label=NAME")
     text = stated_text or _infer_text(table, label)
@@ -76,9 +79,8 @@ def _infer_text(table: Dataset, label: tuple[str, ...]) -> tuple[str, ...]:
     raise InputError(f"cannot tell the text column among {', '.join(names)}; add data.text=NAME (or two for pairs)")
 
 
-def _only(names: object) -> tuple[str, ...] | None:
-    found = tuple(names)  # type: ignore[arg-type]
-    return found[:1] if found else None
+def _only(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(names)[:1]
 
 
 def _is_text(table: Dataset, name: str) -> bool:

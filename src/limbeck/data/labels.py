@@ -45,9 +45,12 @@ def resolve_task(
         agreed = tuple(map(str, found)) if teacher is None else tuple(map(str, range(len(teacher))))
     if teacher is not None and len(agreed) != len(teacher):
         raise InputError(f"task.labels names {len(agreed)} labels, the teacher has {len(teacher)} ({_listed(teacher)})")
-    known = set(range(len(agreed))) if numbers and not set(map(str, found)) <= set(agreed) else set(agreed)
-    seen = set(found) if isinstance(next(iter(known)), int) else set(map(str, found))
-    if not seen <= known or (kind == "classification" and teacher is not None and seen != known):
+    hot = numbers and kind == "multi-label" and _is_multi_hot(_values(table, columns))
+    by_place = numbers and (hot or not _any_numeric(agreed))
+    known = set(range(len(agreed))) if by_place else set(agreed)
+    seen = set(found) if by_place else set(map(str, found))
+    complete = hot or len(columns.label) > 1 or (kind == "classification" and teacher is not None)
+    if not seen <= known or (complete and seen != known):
         whose = "the teacher's" if teacher is not None and not stated else "task.labels"
         raise InputError(
             f"the data's labels are {_listed(found)}, {whose} are {_listed(agreed)}; "
@@ -63,26 +66,26 @@ def encode_labels(table: Dataset, columns: Columns, task: Task) -> list[Any]:
         InputError: a missing, non-finite or unknown label; the message names the row.
     """
     if task.kind == "multi-label" and len(columns.label) > 1:
-        rows = list(zip(*(table[name][:] for name in columns.label), strict=True))
+        rows = list(zip(*(table[name][:] for name in task.labels), strict=True))
         for index, row in enumerate(rows):
             if any(value not in (0, 1) for value in row):
-                raise InputError(f"row {index + 1}: label columns {', '.join(columns.label)} hold {row}, not 0 and 1")
+                raise InputError(f"row {index + 1}: label columns {', '.join(task.labels)} hold {row}, not 0 and 1")
         return [[float(value) for value in row] for row in rows]
     values = _values(table, columns)
     if task.kind == "regression":
         return [float(value) for value in values]
-    index_of = {name: index for index, name in enumerate(task.labels)}
+    index_of: dict[Any, int] = {name: index for index, name in enumerate(task.labels)}
+    if not _any_numeric(task.labels):
+        index_of |= {index: index for index in range(task.outputs)}
     if task.kind == "classification":
         return [_index(value, index_of, row, columns.label[0]) for row, value in enumerate(values)]
-    if _is_multi_hot(values):
+    if _is_multi_hot(values) and len(values[0]) == task.outputs:
         return [[float(value) for value in row] for row in values]
-    rows = []
+    encoded = []
     for number, names in enumerate(values):
-        row = [0.0] * task.outputs
-        for name in names:
-            row[_index(name, index_of, number, columns.label[0])] = 1.0
-        rows.append(row)
-    return rows
+        on = {_index(name, index_of, number, columns.label[0]) for name in names}
+        encoded.append([float(index in on) for index in range(task.outputs)])
+    return encoded
 
 
 def _regression_task(table: Dataset, columns: Columns, teacher: Sequence[str] | None, pair: bool) -> Task:
@@ -151,18 +154,26 @@ def _values(table: Dataset, columns: Columns) -> list[Any]:
 
 
 def _is_multi_hot(values: list[Any]) -> bool:
-    """Equally long rows of nothing but 0 and 1, at least one with fewer or more than one of each number."""
+    """Equally long rows of nothing but 0 and 1, too many of them for lists of different class numbers.
+
+    Rows of two are 0/1 rows even where each holds both numbers: as lists they would give every example every label.
+    """
     widths = {len(row) for row in values}
     flat = {value for row in values for value in row}
-    return len(widths) == 1 and widths != {0} and flat <= {0, 1} and any(len(set(row)) < len(row) for row in values)
+    repeated = widths == {2} or any(len(set(row)) < len(row) for row in values)
+    return len(widths) == 1 and widths != {0} and flat <= {0, 1} and repeated
 
 
-def _index(value: Any, index_of: dict[str, int], row: int, column: str) -> int:  # noqa: ANN401
-    index = index_of.get(str(value))
-    if index is None and isinstance(value, int) and 0 <= value < len(index_of):
-        index = value
+def _any_numeric(labels: Sequence[str]) -> bool:
+    """Whether some name is a number. Then numbers in the data are names; else they are places in the label list."""
+    return any(name.lstrip("-").isdecimal() for name in labels)
+
+
+def _index(value: Any, index_of: dict[Any, int], row: int, column: str) -> int:  # noqa: ANN401
+    index = index_of.get(value, index_of.get(str(value)))
     if index is None:
-        raise InputError(f"row {row + 1}: label {value!r} in column '{column}' is not among {_listed(list(index_of))}")
+        names = [name for name in index_of if isinstance(name, str)]
+        raise InputError(f"row {row + 1}: label {value!r} in column '{column}' is not among {_listed(names)}")
     return index
 
 

@@ -90,6 +90,8 @@ def _open(source: Source, objects: Mapping[str, Any]) -> Dataset | DatasetDict:
             return load_from_disk(str(path))
         except (FileNotFoundError, ValueError):
             raise InputError(f"{path} is a folder, but not one saved by datasets (save_to_disk)") from None
+        except IndexError:  # what datasets makes of a table without rows
+            raise InputError(f"{path} holds no examples") from None
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".xz", ".zst")]
     kind = suffixes[-1] if suffixes else ""
     if path.is_file():
@@ -130,7 +132,8 @@ def _own_split(source: Source, use: str, objects: Mapping[str, Any]) -> Dataset 
     if not name:
         return None
     table = read(source.model_copy(update={"split": name}), use, objects)
-    hidden = [column for column in table.column_names if table.features[column].dtype == "int64"]
+    kinds = {column: getattr(feature, "dtype", "") for column, feature in table.features.items()}
+    hidden = [column for column, kind in kinds.items() if kind in ("int64", "float32", "float64")]
     return None if any(set(table[column][:]) == {-1} for column in hidden) else table
 
 

@@ -89,11 +89,11 @@ def labelled_table(table: Dataset, columns: Columns, task: Task, name: str) -> D
     return Dataset.from_dict(content, features=Features(features))
 
 
-def _cut(
-    table: Dataset, size: int, task: Task, seed: int, name: str, notices: list[str]
-) -> tuple[Dataset, Dataset]:
+def _cut(table: Dataset, size: int, task: Task, seed: int, name: str, notices: list[str]) -> tuple[Dataset, Dataset]:
     if size < 1 or size > len(table) - 2:
-        raise InputError(f"{len(table)} training examples are too few to hold out {size} for {name}; give data.{name}=FILE")
+        raise InputError(
+            f"{len(table)} training examples are too few to hold out {size} for {name}; give data.{name}=FILE"
+        )
     labels = table["label"][:]
     strata = stratification(labels, task, size / len(table))
     if strata is None and task.kind == "classification":

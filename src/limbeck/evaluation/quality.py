@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ BINS = 15
 def scores(task: Task, labels: Array, predicted: Array) -> Array:
     """One score per example [N]: right or wrong; the share of labels right; the negative squared error."""
     if task.kind == "classification":
-        return (labels == predicted).astype(np.float64)
+        return np.asarray(labels == predicted, dtype=np.float64)
     if task.kind == "multi-label":
         return np.asarray((labels == predicted).mean(-1))
-    return -np.square(labels.astype(np.float64) - predicted)
+    return np.asarray(-np.square(labels.astype(np.float64) - predicted))
 
 
-def quality(task: Task, labels: Array, predicted: Array, count: int, seed: int) -> tuple[dict[str, Any], dict[str, Array]]:
+def quality(
+    task: Task, labels: Array, predicted: Array, count: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Array]]:
     """Each of the task's metrics with its interval, and its values over the resamples."""
     draws = bootstrap(task.metrics, labels, predicted, count, seed)
     return {name: figure(metric(labels, predicted), draws[name]) for name, metric in task.metrics.items()}, draws
@@ -41,8 +44,8 @@ def retention(mine: dict[str, Any], draws: Array, teacher: dict[str, Any], teach
 
 def agreement_per_example(task: Task, predicted: Array, teacher: Array) -> Array:
     """Per example [N]: the same class; the share of labels decided alike."""
-    same = (predicted == teacher).astype(np.float64)
-    return same.mean(-1) if same.ndim > 1 else same
+    same = np.asarray(predicted == teacher, dtype=np.float64)
+    return np.asarray(same.mean(-1)) if same.ndim > 1 else same
 
 
 def fidelity(task: Task, logits: Array, teacher: Array, count: int, seed: int) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def slices(task: Task, labels: Array, predicted: Array, lengths: Array) -> dict[
                 by_class[name] = {"value": float(right.mean()), "count": int(inside.sum())}
     by_length: dict[str, Any] = {}
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int))
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (lengths >= low) & ((lengths < high) | (high == edges[-1]))
         if inside.any():
             last = int(high) if high == edges[-1] else int(high) - 1

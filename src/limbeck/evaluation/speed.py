@@ -15,7 +15,9 @@ from limbeck.signals import Asked
 SINGLES, ROUNDS, BATCH, BATCHES = 50, 3, 32, 4
 
 
-def measure_speed(models: dict[str, Asked], texts: Dataset, lengths: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+def measure_speed(
+    models: dict[str, Asked], texts: Dataset, lengths: np.ndarray, seed: int
+) -> dict[str, dict[str, Any]]:
     """Time forward passes on ready tensors; tokenising is not counted, being the same for all.
 
     Latency is at batch size 1 over a sample of the texts, throughput at batch size 32 with texts of like length.

@@ -23,6 +23,7 @@ def describe_request(teacher: Asked, texts: Dataset, task: Task, features: Seque
     """What labelling these texts by this teacher depends on. A change of any part gives another key."""
     digest = hashlib.sha256()
     for column in ("text", "text_pair") if task.pair else ("text",):
+        digest.update(f"{column} {len(texts)}\n".encode())
         for text in texts[column]:
             encoded = text.encode()
             digest.update(f"{len(encoded)}:".encode())

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ def finish(folder: Path, request: Request) -> None:
     first = _open_shard(folder / files[0])
     features = _features(request, {name: column.shape[1] for name, column in first.items()})
     write_json(folder / "dataset_info.json", {"features": features.to_dict(), "citation": "", "description": ""})
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": request.key[:16],
         "_format_columns": None,
@@ -177,11 +176,21 @@ def finish(folder: Path, request: Request) -> None:
 
 
 def is_finished(folder: Path, request: Request) -> bool:
-    """Whether the manifest is there and no shard is missing. A store with a shard deleted is unfinished again."""
+    """Whether the manifest is there and no shard is missing. A store with a shard deleted is unfinished again.
+
+    Raises:
+        InputError: the folder's manifest is that of another request.
+    """
     if not (folder / "manifest.json").is_file():
         return False
     manifest = read_json(folder / "manifest.json")
+    if manifest["key"] != request.key:
+        raise InputError(
+            f"{folder} holds knowledge with key {manifest['key'][:16]}, this run needs {request.key[:16]} "
+            f"(other {', '.join(differing(manifest['spec'], request))}); move that folder away"
+        )
     if all((folder / shard["file"]).is_file() for shard in manifest["shards"]):
+        shutil.rmtree(folder / "progress", ignore_errors=True)  # a kill right after the manifest leaves it
         return True
     (folder / "progress").mkdir(exist_ok=True)
     for shard in manifest["shards"]:
@@ -193,9 +202,13 @@ def is_finished(folder: Path, request: Request) -> bool:
 def what_differs(root: Path, request: Request) -> str | None:
     """Why no store under `root` answers this request: what the most similar one was made from differently."""
     specs = [read_json(path)["spec"] for path in sorted(root.glob("*/manifest.json"))]
-    differing: Iterable[list[str]] = ([k for k in request.spec if spec.get(k) != request.spec[k]] for spec in specs)
-    closest = min(differing, key=len, default=None)
+    closest = min((differing(spec, request) for spec in specs), key=len, default=None)
     return ", ".join(closest) if closest else None
+
+
+def differing(spec: dict[str, Any], request: Request) -> list[str]:
+    """The parts of a specification that are not the request's."""
+    return [name for name in request.spec if spec.get(name) != request.spec[name]]
 
 
 def _head(request: Request) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class SoftTargets:
         """The loss summed over the batch."""
         if teacher is None:
             raise ValueError("soft_targets need the teacher's signals")
-        s, t = student.logits.float(), teacher.logits.float()
+        s: torch.Tensor = student.logits.float()
+        t: torch.Tensor = teacher.logits.float()
         if self.form == "mse":
             return (s - t).square().mean(-1).sum()
         s, t = s / self.temperature, t / self.temperature

@@ -33,8 +33,8 @@ def load(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str
     Raises:
         InputError: the file is missing or not YAML, or the recipe does not fit the schema.
     """
-    raw = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else _read(recipe)
-    raw = copy.deepcopy(dict(raw))
+    given = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else _read(recipe)
+    raw = copy.deepcopy(dict(given))
     for key, value in (overrides or {}).items():
         _set(raw, key.split("."), copy.deepcopy(value), key)
     try:

@@ -60,7 +60,7 @@ class Data(Section):
     train: Source
     """The training examples."""
     validation: Source | Fraction | None = None
-    """Examples, or the fraction of `train` held out, to choose the best checkpoint by. The source's own split or 0.1."""
+    """Examples, or the fraction of `train` held out, to choose checkpoints by. The source's own split or 0.1."""
     test: Source | Fraction | None = None
     """Examples, or the fraction of `train` held out, that the report is about. The source's own split or 0.1."""
     unlabelled: Source | None = None
@@ -261,7 +261,7 @@ class Recipe(Section):
     training: Training = Training()
     """Settings that every stage starts from."""
     evaluation: Evaluation = Evaluation()
-    """What the report measures."""
+    """What is measured at the end, and how."""
     export: Export = Export()
     """The forms that the student is shipped in."""
     baseline: bool = True

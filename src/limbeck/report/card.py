@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -12,8 +12,8 @@ from limbeck.files import write_atomic
 from limbeck.recipe import Recipe, load
 from limbeck.report import sentences
 from limbeck.report.html import environment
-from limbeck.report.numbers import known, phrase, title
-from limbeck.report.table import NAMES, Metrics, get, headline, models
+from limbeck.report.numbers import known, title
+from limbeck.report.table import Metrics, get, headline, models, name_of
 
 # The names that the Hub knows our metrics by, with what tells two of one name apart.
 _HUB_METRICS: dict[str, dict[str, Any]] = {
@@ -34,23 +34,25 @@ def write_card(metrics: Metrics, recipe_yaml: str, folder: Path) -> Path:
 
     Args:
         metrics: the run's metrics, as in `metrics.json`.
-        recipe_yaml: the resolved recipe.
+        recipe_yaml: the resolved recipe. The card shows it without the folders above absolute paths.
         folder: the student's folder.
 
     Returns:
         The card, `README.md`.
     """
-    recipe = load(yaml.safe_load(recipe_yaml))
-    # A run keeps its student in a folder of that name; the run's own name says more.
-    name = folder.resolve().parent.name if folder.name == "student" else folder.name
+    raw = yaml.safe_load(recipe_yaml)
+    recipe = load(raw)
+    shown = yaml.safe_dump(_published(raw), sort_keys=False, allow_unicode=True).rstrip()
+    # A run keeps its student (or model) in a folder of that name; the run's own name says more.
+    name = folder.resolve().parent.name if folder.name in ("student", "model") else folder.name
     header = yaml.safe_dump(_front_matter(metrics, recipe, name), sort_keys=False, allow_unicode=True)
-    card = environment().get_template("card.md.j2").render(
+    template = environment().get_template("card.md.j2")
+    card = template.render(
         front_matter=header,
         name=name,
         metrics=metrics,
         method=_method(metrics, recipe),
-        teachers=[_short(teacher.model) for teacher in recipe.teacher.models] if recipe.teacher else [],
-        metric=phrase(metrics["task"]["metric"]),
+        teachers=[sentences.short(teacher.model) for teacher in recipe.teacher.models] if recipe.teacher else [],
         verdict=sentences.verdict(metrics),
         initialisation=sentences.initialisation(metrics),
         stages=sentences.stages(recipe, metrics),
@@ -64,8 +66,8 @@ def write_card(metrics: Metrics, recipe_yaml: str, folder: Path) -> Path:
         comparisons=[told for other in ("teacher", "baseline") if (told := sentences.comparison(metrics, other))],
         machine=sentences.machine(metrics),
         max_length=recipe.task.max_length,
-        recipe=recipe_yaml.rstrip(),
-        fence=_fence(recipe_yaml),
+        recipe=shown,
+        fence=_fence(shown),
     )
     write_atomic(folder / "README.md", card)
     return folder / "README.md"
@@ -75,8 +77,8 @@ def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]
     """What the Hub reads: how to load the model, what it came from, and its test scores."""
     source = recipe.data.train
     path, subset = source.path, source.subset
-    public = _on_hub(path)
-    data_name = Path(path).stem if not public else path
+    public = sentences.on_hub(path)
+    data_name = path if public else Path(sentences.short(path)).stem
     dataset: dict[str, Any] = {"name": data_name, "type": path if public else re.sub(r"[^\w.-]", "-", data_name)}
     if public and subset:
         dataset |= {"config": subset}
@@ -85,7 +87,8 @@ def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]
     for metric, measured in (get(metrics, "student", "quality") or {}).items():
         value = known(measured.get("value"))
         if value is not None:
-            scores.append({"name": title(metric), "value": round(value, 6), **_HUB_METRICS.get(metric, {"type": metric})})
+            kind = _HUB_METRICS.get(metric, {"type": metric})
+            scores.append({"name": title(metric), "value": round(value, 6), **kind})
     task = {"type": "text-classification", "name": "Text Classification"}
     header: dict[str, Any] = {
         "library_name": "transformers",
@@ -94,7 +97,7 @@ def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]
     }
     bases = [teacher.model for teacher in recipe.teacher.models] if recipe.teacher else []
     bases = [recipe.student.model] if recipe.student.model else bases
-    if bases and all(_on_hub(base) for base in bases):
+    if bases and all(sentences.on_hub(base) for base in bases):
         header["base_model"] = bases[0] if len(bases) == 1 else bases
     if public:
         header["datasets"] = [path]
@@ -102,15 +105,15 @@ def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]
     return header
 
 
-def _on_hub(name: str) -> bool:
-    """Whether a model or data set is named as on the Hub, `owner/name`, and is no folder or file here."""
-    looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-    return looks and not Path(name).suffix.lower().startswith((".csv", ".tsv", ".json", ".parquet")) and not Path(name).exists()
-
-
-def _short(name: str) -> str:
-    """A model's name without the folders above it, which are nobody's business once the card is published."""
-    return name if _on_hub(name) else Path(name).name
+def _published(value: Any) -> Any:  # noqa: ANN401
+    """A recipe with the machine's folders left out of its absolute paths."""
+    if isinstance(value, dict):
+        return {key: _published(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_published(inner) for inner in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute() or PureWindowsPath(value).drive):
+        return sentences.short(value)
+    return value
 
 
 def _method(metrics: Metrics, recipe: Recipe) -> str:
@@ -118,7 +121,8 @@ def _method(metrics: Metrics, recipe: Recipe) -> str:
     name = metrics.get("method") or ""
     if recipe.about is None:
         return name
-    return f"{name + ': ' if name else ''}{recipe.about.title} ({recipe.about.paper})"
+    told = f"{recipe.about.title} ({recipe.about.paper})"
+    return told if name in ("", recipe.about.title) else f"{name}: {told}"
 
 
 def _markdown(metrics: Metrics) -> str:
@@ -128,7 +132,7 @@ def _markdown(metrics: Metrics) -> str:
     for row, model in enumerate(models(metrics)):
         cells = [column.cells[row] for column in columns]
         texts = [f"{cell.text} ({cell.interval})" if cell.interval else cell.text or "-" for cell in cells]
-        lines.append(f"| {NAMES[model]} | {' | '.join(texts)} |")
+        lines.append(f"| {name_of(metrics, model)} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 

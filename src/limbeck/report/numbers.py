@@ -40,8 +40,8 @@ def title(metric: str) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage: 0.9134 is `91.3 %`."""
-    return f"{100 * value:.{digits}f} %"
+    """A share as a percentage: 0.9134 is `91.3 %`, and 1 is `100 %`."""
+    return "100 %" if value == 1 else f"{100 * value:.{digits}f} %"
 
 
 def rough_percent(value: float) -> str:
@@ -65,9 +65,9 @@ def bounds(metric: str, low: Any, high: Any) -> str:  # noqa: ANN401
 
 
 def difference(metric: str, value: float) -> str:
-    """A signed difference of two scores: `+1.9` points for shares, `+0.019` for others."""
+    """A signed difference of two scores: `+1.9` points for shares, `+0.019` for others. The minus is a true one."""
     text = f"{100 * value:+.1f}" if metric in SHARES else f"{value:+.3f}"
-    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+    return text.replace("-", "\u2212") if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
 def count(value: float) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.collections import PathCollection
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from limbeck.report.drawing import COLOURS, MARKERS, SIZE, canvas, place_labels, to_svg
+from limbeck.report.drawing import COLOURS, MARKERS, SIZE, Point, canvas, place_labels, to_svg
 from limbeck.report.numbers import SHARES, known, score, significant, title
-from limbeck.report.table import NAMES, Metrics, get, models, number
+from limbeck.report.table import Metrics, get, main_metric, models, name_of, number
 
 _NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "num_input_tokens_seen", "total_flos")
 _DASHES = ("-", "--", "-.", ":")
@@ -27,7 +28,7 @@ def quality_against(metrics: Metrics, name: str, label: str, keys: tuple[str, ..
         keys: where the cost lies in a model's metrics.
         unit: what the cost is divided by.
     """
-    metric = metrics["task"]["metric"]
+    metric = main_metric(metrics)
     points = []
     for model in models(metrics):
         cost, quality = number(metrics, model, *keys), number(metrics, model, "quality", metric, "value")
@@ -40,22 +41,27 @@ def quality_against(metrics: Metrics, name: str, label: str, keys: tuple[str, ..
         if min(costs) > 0 and max(costs) / min(costs) > 12:
             axes.set_xscale("log")
             axes.set_xlim(min(costs) / 1.6, max(costs) * 1.6)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_xlim(0, max(costs) * 1.15)
         places = _side_by_side(axes, costs)
+        drawn = []
         for (model, _, quality), x in zip(points, places, strict=True):
             ends = [number(metrics, model, "quality", metric, end) for end in ("low", "high")]
             low, high = (quality if end is None else end for end in ends)
-            style = {"color": COLOURS[model], "marker": MARKERS[model], "capsize": 2.5, "elinewidth": 1.1}
-            axes.errorbar(x, quality, [[max(quality - low, 0)], [max(high - quality, 0)]], markersize=6.5, **style)
+            style: dict[str, Any] = {"color": COLOURS[model], "marker": MARKERS[model], "capsize": 2.5}
+            bar = [[max(quality - low, 0)], [max(high - quality, 0)]]
+            axes.errorbar(x, quality, bar, markersize=6.5, elinewidth=1.1, **style)
+            drawn.append(Point(x, quality, low, high, name_of(metrics, model), COLOURS[model]))
         axes.margins(y=0.14)
         axes.set(xlabel=label, ylabel=title(metric))
         _unit_of(axes, metric)
-        names = [(x, quality, NAMES[model], COLOURS[model]) for (model, _, quality), x in zip(points, places, strict=True)]
-        place_labels(axes, names)
-        told = "; ".join(f"{NAMES[model]}: {score(metric, q)} at {significant(cost)}" for model, cost, q in points)
+        place_labels(axes, drawn)
+        told = "; ".join(
+            f"{name_of(metrics, model)}: {score(metric, q)} at {significant(cost)}" for model, cost, q in points
+        )
         return to_svg(axes, name, f"{title(metric)} against {label}. {told}.")
 
 
@@ -72,53 +78,60 @@ def losses(metrics: Metrics, model: str) -> Markup | None:
     with canvas() as axes:
         for index, (name, segments) in enumerate(lines.items()):
             colour = colours[0] if name == "loss" else colours[1 + (index - ("loss" in lines)) % 5]
-            label = "total" if name == "loss" else name.replace("_", " ")
+            label = _term_name(name)
             dash = _DASHES[index // len(colours) % len(_DASHES)]
             for xs, ys in segments:
                 axes.plot(xs, ys, dash, color=colour, linewidth=1.5, label=label)
                 label = "_nolegend_"  # one entry for all stages
         if min(values) > 0 and max(values) / min(values) > 30:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set(xlabel="epoch", ylabel="loss")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=axes.get_xlim()[1] > 2))
         _stage_borders(axes, history)
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
         told = "; ".join(
-            f"{'total' if name == 'loss' else name.replace('_', ' ')} from {significant(ys[0])} to {significant(ys[-1])}"
+            f"{_term_name(name)} from {significant(ys[0])} to {significant(ys[-1])}"
             for name, segments in lines.items()
             if (ys := [y for _, segment in segments for y in segment])
         )
-        return to_svg(axes, f"loss-{model}", f"Training loss of the {model} by epoch: {told}.")
+        return to_svg(
+            axes, f"loss-{model}", f"Training loss of the {name_of(metrics, model).lower()} by epoch: {told}."
+        )
 
 
 def validation(metrics: Metrics) -> Markup | None:
     """The main metric on the validation examples after each epoch; the checkpoint that was kept is ringed."""
-    metric = metrics["task"]["metric"]
+    metric = main_metric(metrics)
     told = []
     with canvas() as axes:
         longest: dict[str, tuple[list[dict[str, Any]], float]] = {}
         for model in ("baseline", "student"):
             history = _history(metrics, model)
             longest = history if len(history) >= len(longest) else longest
-            label = NAMES[model]
+            label = name_of(metrics, model)
             for stage, (logs, start) in history.items():
                 xs, ys = _line(logs, f"eval_{metric}", start)
                 if not ys:
                     continue
-                style = {"color": COLOURS[model], "marker": MARKERS[model], "markersize": 4.5}
+                style: dict[str, Any] = {"color": COLOURS[model], "marker": MARKERS[model], "markersize": 4.5}
                 axes.plot(xs, ys, linewidth=1.5, label=label, **style)
                 label = "_nolegend_"
                 best = max(range(len(ys)), key=ys.__getitem__)
                 axes.plot(xs[best], ys[best], "o", markersize=11, markerfacecolor="none", color=COLOURS[model])
-                told.append(f"{NAMES[model]}, stage {stage}: best {score(metric, ys[best])} at epoch {xs[best]:g}")
+                told.append(
+                    f"{name_of(metrics, model)}, stage {stage}: best {score(metric, ys[best])} at epoch {xs[best]:g}"
+                )
         if not told:
             return None
         axes.set(xlabel="epoch", ylabel=f"{title(metric)} (validation)")
         axes.margins(y=0.14)
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _unit_of(axes, metric)
         _stage_borders(axes, longest)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
         return to_svg(axes, "validation", f"{title(metric)} on the validation examples. {'; '.join(told)}.")
 
 
@@ -140,17 +153,23 @@ def reliability(metrics: Metrics) -> Markup | None:
             total = sum(counts)
             axes.plot(xs, ys, color=COLOURS[model], linewidth=1.3)
             areas = [12 + 110 * n / total for n in counts]
-            axes.scatter(xs, ys, areas, color=COLOURS[model], marker=MARKERS[model], label=NAMES[model], linewidths=0)
+            axes.scatter(
+                xs, ys, areas, color=COLOURS[model], marker=MARKERS[model], label=name_of(metrics, model), linewidths=0
+            )
         left = min(x for curve in curves.values() for x, _, _ in curve)
         axes.set_xlim(max(0, left - 0.05), 1.01)
-        axes.set_ylim(0, 1.03)
-        axes.set(xlabel="confidence", ylabel="share of right predictions")
+        lowest = min(y for curve in curves.values() for _, y, _ in curve)
+        axes.set_ylim(max(0, min(lowest, left) - 0.08), 1.02)
+        many = metrics["task"]["kind"] == "multi-label"
+        axes.set(xlabel="probability" if many else "confidence", ylabel=f"share {'set' if many else 'right'}")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         legend = axes.legend(loc="lower right" if left > 0.3 else "upper left")
         for handle in legend.legend_handles:
-            handle.set(sizes=[36])
-        told = [f"{NAMES[model]} {error:.3f}" for model in curves if (error := _ece(metrics, model)) is not None]
+            cast(PathCollection, handle).set_sizes([36])
+        told = [
+            f"{name_of(metrics, model)} {error:.3f}" for model in curves if (error := _ece(metrics, model)) is not None
+        ]
         return to_svg(axes, "reliability", f"Reliability diagram. Expected calibration error: {', '.join(told)}.")
 
 
@@ -177,6 +196,10 @@ def _terms(history: dict[str, tuple[list[dict[str, Any]], float]]) -> list[str]:
     return list(names)
 
 
+def _term_name(name: str) -> str:
+    return "total" if name == "loss" else name.replace("_", " ")
+
+
 def _line(logs: list[dict[str, Any]], key: str, start: float) -> tuple[list[float], list[float]]:
     """One logged value over the epochs; what is not finite is left out."""
     pairs = [(known(log.get("epoch")), known(log.get(key))) for log in logs]
@@ -191,8 +214,8 @@ def _stage_borders(axes: Axes, history: dict[str, tuple[list[dict[str, Any]], fl
     for stage, (_, start) in history.items():
         if start:
             axes.axvline(start, color=COLOURS["muted"], linewidth=0.9, linestyle=":")
-        style = {"color": COLOURS["muted"], "fontsize": 8.5, "va": "bottom"}
-        axes.annotate(stage, (start, 1), (3, 2), xycoords=axes.get_xaxis_transform(), textcoords="offset points", **style)
+        style: dict[str, Any] = {"textcoords": "offset points", "color": COLOURS["muted"], "fontsize": 8.5}
+        axes.annotate(stage, (start, 1), (3, 2), xycoords=axes.get_xaxis_transform(), va="bottom", **style)
 
 
 def _side_by_side(axes: Axes, costs: list[float]) -> list[float]:
@@ -206,6 +229,8 @@ def _side_by_side(axes: Axes, costs: list[float]) -> list[float]:
 
 
 def _unit_of(axes: Axes, metric: str) -> None:
-    """The metric's unit on the vertical axis."""
+    """The metric's unit on the vertical axis; of a share, there is no more than all."""
     if metric in SHARES:
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.97) if high > 1 else low, min(high, 1.004))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from limbeck.recipe.schema import Recipe, Stage
@@ -18,16 +21,17 @@ from limbeck.report.numbers import (
     times,
     title,
 )
-from limbeck.report.table import NAMES, Metrics, get, models, number, speed_up
+from limbeck.report.table import Metrics, get, main_metric, models, name_of, number, speed_up
 
 
 def verdict(metrics: Metrics) -> str:
     """The whole run in one sentence: what was kept, at which size and speed, and what training alone reaches."""
-    metric = metrics["task"]["metric"]
+    metric = main_metric(metrics)
     retention = number(metrics, "student", "retention")
     if retention is None or not metrics.get("teacher"):
         reached = score(metric, get(metrics, "student", "quality", metric, "value"))
-        sentence = f"The student's {phrase(metric)} is {reached} on {metrics['data']['test']:,} test examples"
+        who = name_of(metrics, "student").lower()
+        sentence = f"The {who}'s {phrase(metric)} is {reached} on {metrics['data']['test']:,} test examples"
     else:
         sentence = f"The student keeps {percent(retention)} of the teacher's {phrase(metric)}"
     teacher, student = (number(metrics, name, "size", "bytes") for name in ("teacher", "student"))
@@ -73,13 +77,14 @@ def fidelity(metrics: Metrics) -> str | None:
     share = number(metrics, "student", "fidelity", "agreement")
     if share is None or not metrics.get("teacher"):
         return None
-    regression = metrics["task"]["kind"] == "regression"
-    unit = "r2" if regression else "accuracy"
+    kind = metrics["task"]["kind"]
+    unit = "pearson" if kind == "regression" else "accuracy"
     interval = bounds(unit, *(get(metrics, "student", "fidelity", "agreement_interval") or (None, None)))
     shown = score(unit, share) + (f" (95 % interval {interval})" if interval else "")
-    sentence = f"Its agreement with the teacher is {shown}"
-    if not regression:
-        sentence = f"It predicts what the teacher predicts on {shown} of the test examples"
+    if kind == "regression":
+        return f"The Pearson correlation of the student's values with the teacher's is {shown}."
+    units = "test examples" if kind == "classification" else "label decisions"
+    sentence = f"The student predicts what the teacher predicts in {shown} of the {units}"
     kl = number(metrics, "student", "fidelity", "kl")
     return sentence + (f"; the mean KL divergence from the teacher is {kl:.3f}." if kl is not None else ".")
 
@@ -87,7 +92,7 @@ def fidelity(metrics: Metrics) -> str | None:
 def calibration(metrics: Metrics) -> str | None:
     """The expected calibration errors side by side; None where there is no confidence to judge."""
     errors = {name: number(metrics, name, "calibration", "ece") for name in models(metrics)}
-    shown = [f"{NAMES[name]} {error:.3f}" for name, error in errors.items() if error is not None]
+    shown = [f"{name_of(metrics, name)} {error:.3f}" for name, error in errors.items() if error is not None]
     return f"Expected calibration error (0 is best): {'; '.join(shown)}." if shown else None
 
 
@@ -99,10 +104,10 @@ def speed_terms(metrics: Metrics) -> str | None:
     parts = ["Latency is the median for one example at a time"]
     for key, words in (("batch_size", "throughput at batch size {}"), ("threads", "{} threads"), ("precision", "{}")):
         values = {name: speed[key] for name, speed in speeds.items() if speed.get(key) is not None}
-        if len(set(map(str, values.values()))) == 1:
-            parts.append(words.format(next(iter(values.values()))))
-        elif values:
-            parts.append(", ".join(f"{NAMES[name]}: {words.format(value)}" for name, value in values.items()))
+        if values:
+            usual = Counter(values.values()).most_common(1)[0][0]
+            others = [f"{name_of(metrics, name)}: {value}" for name, value in values.items() if value != usual]
+            parts.append(words.format(usual) + (f" ({', '.join(others)})" if others else ""))
     note = "speed-up is the teacher's latency over the model's" if "teacher" in speeds else ""
     return "; ".join([*parts, note] if note else parts) + "."
 
@@ -112,9 +117,23 @@ def machine(metrics: Metrics) -> str:
     about = metrics.get("machine") or {}
     parts = [str(about[key]) for key in ("gpu", "cpu") if about.get(key)]
     parts += [f"{about[key]} {key}" for key in ("cores", "threads") if about.get(key)]
-    parts += [str(about[key]) for key in ("precision", "system") if about.get(key)]
+    parts += [str(about["system"])] if about.get("system") else []
     parts += [f"{key} {about[key]}" for key in ("python", "torch") if about.get(key)]
+    # What `precision: auto` means here; the models' own precisions stand beside their speeds.
+    parts += [f"automatic precision {about['precision']}"] if about.get("precision") else []
     return ", ".join(parts)
+
+
+def on_hub(name: str) -> bool:
+    """Whether a model or data set is named as on the Hub, `owner/name`, and is no folder or file here."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or Path(name).exists():
+        return False
+    return not Path(name).suffix.lower().startswith((".csv", ".tsv", ".json", ".parquet"))
+
+
+def short(name: str) -> str:
+    """A model's or file's name without the folders above it, which are nobody's business once a card is published."""
+    return name if on_hub(name) else PureWindowsPath(name).name
 
 
 def initialisation(metrics: Metrics) -> str | None:
@@ -125,7 +144,7 @@ def initialisation(metrics: Metrics) -> str | None:
         many = "layers" if len(layers) > 1 else "layer"
         return f"the teacher's embeddings, head and {many} {', '.join(layers)} (counted from 0)"
     if origin.get("from") == "checkpoint":
-        return f"the checkpoint {origin.get('model')}"
+        return f"the checkpoint {short(str(origin.get('model')))}"
     if origin.get("from") == "random weights":
         changes = ", ".join(f"{name} {value}" for name, value in (origin.get("shape") or {}).items())
         return f"random weights; the teacher's configuration with {changes or 'nothing changed'}"
@@ -170,4 +189,4 @@ def data(metrics: Metrics) -> str:
 
 def metric_note(metrics: Metrics) -> str:
     """What the intervals are."""
-    return f"{title(metrics['task']['metric'])} on the test set. Intervals are 95 % bootstrap intervals."
+    return f"{title(main_metric(metrics))} on the test set. Intervals are 95 % bootstrap intervals."

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +22,12 @@ NAMES = {
     "student_int8": "Student, int8",
 }
 """The models of a run in the order in which they are shown."""
+
+
+# What a terminal shows under what, the heading that the two share, and the units that the heading then lacks.
+_UNDER = {"Agreement": "KL", "Parameters": "Size (MB)", "Latency (ms)": "Examples/s"}
+_HEADS = {"Parameters": "Size", "Latency (ms)": "Speed"}
+_UNITS = {"KL": "KL {}", "Size (MB)": "{} MB", "Latency (ms)": "{} ms", "Examples/s": "{} /s"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,16 @@ class Column:
 def models(metrics: Metrics) -> list[str]:
     """The models that were measured, in the order in which they are shown."""
     return [name for name in NAMES if metrics.get(name)]
+
+
+def name_of(metrics: Metrics, model: str) -> str:
+    """A model's name for reading. Without a teacher there is no student, just a model."""
+    return NAMES[model] if metrics.get("teacher") else NAMES[model].replace("Student", "Model")
+
+
+def main_metric(metrics: Metrics) -> str:
+    """The metric that the run is about; the first one measured where no task is recorded."""
+    return str(get(metrics, "task", "metric") or next(iter(metrics["student"]["quality"])))
 
 
 def get(metrics: Metrics, *keys: str) -> Any:  # noqa: ANN401
@@ -68,16 +85,16 @@ def headline(metrics: Metrics) -> list[Column]:
 
     What compares a model with the teacher (retention, agreement, KL) is empty for the teacher itself.
     """
-    metric = metrics["task"]["metric"]
+    metric = main_metric(metrics)
 
     def ratio(model: str) -> Cell:
-        return Cell(*_with_interval("accuracy", metrics[model].get("retention"), get(metrics, model, "retention_interval")))
+        return _estimate("accuracy", get(metrics, model, "retention"), get(metrics, model, "retention_interval"))
 
     def agreement(model: str) -> Cell:
         fidelity = get(metrics, model, "fidelity") or {}
-        # Of numbers only a coefficient can be given; of classes, the share of equal predictions.
-        unit = "r2" if metrics["task"]["kind"] == "regression" else "accuracy"
-        return Cell(*_with_interval(unit, fidelity.get("agreement"), fidelity.get("agreement_interval")))
+        # Values correlate more or less; classes are the same or not.
+        unit = "pearson" if get(metrics, "task", "kind") == "regression" else "accuracy"
+        return _estimate(unit, fidelity.get("agreement"), fidelity.get("agreement_interval"))
 
     def quality(model: str) -> Cell:
         return quality_cell(metrics, model, metric)
@@ -92,9 +109,13 @@ def headline(metrics: Metrics) -> list[Column]:
         ("KL", False, own("{:.3f}".format, "fidelity", "kl")),
         ("ECE", True, own("{:.3f}".format, "calibration", "ece")),
         ("Parameters", True, own(count, "size", "parameters")),
-        ("Size (MB)", True, own(lambda size: f"{size / 1e6:,.1f}", "size", "bytes")),
+        ("Size (MB)", True, own(lambda size: significant(size / 1e6), "size", "bytes")),
         ("Latency (ms)", True, own(significant, "speed", "latency_ms_p50")),
-        ("Examples/s", True, own(significant, "speed", "throughput")),
+        (
+            "Examples/s",
+            True,
+            own(lambda rate: count(rate) if rate >= 1e4 else significant(rate), "speed", "throughput"),
+        ),
         ("Speed-up", True, lambda model: _cell(speed_up(metrics, model), times)),
     ]
     shown = [
@@ -111,31 +132,45 @@ def quality_cell(metrics: Metrics, model: str, metric: str) -> Cell:
 
 
 def metrics_table(metrics: Metrics) -> Table:
-    """The headline table for a terminal: one row per model, 95 % intervals under the values.
+    """The headline table for a terminal: one row per model, with the interval under the main metric.
+
+    Measurements share columns two by two, so that the whole fits a terminal of 80 characters.
 
     Args:
         metrics: a run's metrics, as in `metrics.json`.
     """
-    table = Table(title=f"On {metrics['data']['test']:,} test examples", title_justify="left", title_style="bold")
-    table.add_column("Model", style="bold", no_wrap=True)
+    examples = number(metrics, "data", "test")
+    title_ = f"On {examples:,.0f} test examples" if examples is not None else None
+    table = Table(title=title_, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("Model", style="bold")
     columns = headline(metrics)
+    rows = [[Text(name_of(metrics, model).replace(", ", "\n"))] for model in models(metrics)]
     for column in columns:
-        table.add_column(column.title, justify="right")
-    for row, model in enumerate(models(metrics)):
-        cells = [column.cells[row] for column in columns]
-        table.add_row(NAMES[model], *[_terminal(cell) for cell in cells])
+        if column.title in _UNDER.values():
+            continue
+        table.add_column(_HEADS.get(column.title, column.title), justify="right")
+        under = next((other for other in columns if other.title == _UNDER.get(column.title)), None)
+        for row, cells in enumerate(rows):
+            text = Text(_with_unit(column, row) or "-")
+            below = _with_unit(under, row) if under else ""
+            if column is columns[0]:
+                interval = column.cells[row].interval
+                below = interval if "-" in interval else interval.replace(" to ", "-")
+            cells.append(text.append(f"\n{below}", style="dim") if below else text)
+    for cells in rows:
+        table.add_row(*cells)
     return table
 
 
-def _terminal(cell: Cell) -> Text:
-    text = Text(cell.text or "-")
-    return text.append(f"\n{cell.interval}", style="dim") if cell.interval else text
+def _with_unit(column: Column, row: int) -> str:
+    text = column.cells[row].text
+    return _UNITS.get(column.title, "{}").format(text) if text else ""
 
 
 def _cell(value: float | None, write: Callable[[float], str]) -> Cell:
     return Cell() if value is None else Cell(write(value))
 
 
-def _with_interval(unit: str, value: Any, interval: Any) -> tuple[str, str]:  # noqa: ANN401
+def _estimate(unit: str, value: Any, interval: Any) -> Cell:  # noqa: ANN401
     low, high = interval if interval else (None, None)
-    return score(unit, value), bounds(unit, low, high)
+    return Cell(score(unit, value), bounds(unit, low, high))

@@ -12,7 +12,7 @@ from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Student
 from limbeck.recipe.sections import nearest
-from limbeck.students.layers import keep_layers, layers_of_pattern
+from limbeck.students.layers import keep_layers, keep_settings, layers_of_pattern
 from limbeck.tasks import Task
 
 
@@ -33,6 +33,11 @@ def build_student(
     """
     torch.manual_seed(seed)
     if given is not None:
+        if given.model.config.num_labels != task.outputs:
+            raise InputError(
+                f"the student's model has {given.model.config.num_labels} outputs, the task has {task.outputs} "
+                f"({', '.join(task.labels)}); make it with num_labels={task.outputs}"
+            )
         return _record(copy.deepcopy(given), {"from": "model object", "model": student.model})
     if student.model is not None:
         checkpoint = open_classifier(student.model, student.revision, student.trust_remote_code, head=task.config)
@@ -50,6 +55,9 @@ def build_student(
 
 def _fresh(shape: dict[str, Any], teacher: Checkpoint, task: Task) -> Checkpoint:
     config = copy.deepcopy(teacher.model.config)
+    depth = shape.get("num_hidden_layers")
+    if isinstance(depth, int) and depth < config.num_hidden_layers:
+        keep_settings(config, range(depth))
     for name, value in shape.items():
         if not hasattr(config, name):
             known = [key for key in config.to_dict() if not key.startswith("_")]
@@ -57,6 +65,7 @@ def _fresh(shape: dict[str, Any], teacher: Checkpoint, task: Task) -> Checkpoint
         setattr(config, name, value)
     config.update(task.config)
     try:
+        type(config).from_dict(config.to_dict())  # what saving and opening will check
         model = AutoModelForSequenceClassification.from_config(config)
     except Exception as error:  # each architecture checks its own shapes in its own way
         raise InputError(f"student.shape does not make a {config.model_type}: {' '.join(str(error).split())}") from None

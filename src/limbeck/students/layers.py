@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from limbeck.anatomy import layer_list
 from limbeck.errors import InputError
@@ -43,6 +43,13 @@ def layers_table(depths: Sequence[int] = (6, 12, 24)) -> list[tuple[int, int, st
     ]
 
 
+def keep_settings(config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Cut a configuration's lists of one setting per layer, such as `layer_types`, to these layers."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers and "layer" in name:
+            setattr(config, name, [value[layer] for layer in layers])
+
+
 def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A copy of `teacher` with only these layers, in this order; all other weights are the teacher's.
 
@@ -51,7 +58,8 @@ def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
         layers: layer numbers counted from 0.
 
     Raises:
-        InputError: a layer that is not there, or is named twice; an architecture without a stack to cut.
+        InputError: a layer that is not there, or is named twice; an architecture without a stack to cut, or with a
+            layer that does not fit in its new place.
     """
     path, stack = layer_list(teacher)
     depth = len(stack)
@@ -61,9 +69,7 @@ def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
             f"student.layers is {list(layers)}; the teacher's layers are 0 to {depth - 1}, each at most once"
         )
     config = copy.deepcopy(teacher.config)
-    for name, value in list(vars(config).items()):
-        if isinstance(value, (list, tuple)) and len(value) == depth and "layer" in name:
-            setattr(config, name, [value[layer] for layer in layers])  # per-layer settings such as `layer_types`
+    keep_settings(config, layers)
     config.num_hidden_layers = len(layers)
     student = type(teacher)(config)
     place = {f"{path}.{old}.": f"{path}.{new}." for new, old in enumerate(layers)}
@@ -74,5 +80,11 @@ def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
             weights[name] = tensor
         elif prefix in place:
             weights[place[prefix] + name.removeprefix(prefix)] = tensor
-    student.load_state_dict(weights)
+    try:
+        student.load_state_dict(weights)
+    except RuntimeError as error:  # ModernBERT's layer 0 has no norm of its own
+        raise InputError(
+            f"{config.model_type} does not build all its layers alike, so layers {list(layers)} do not fit in each "
+            f"other's places ({' '.join(str(error).split())[:200]}); keep layer 0 first, or give student.shape"
+        ) from None
     return student

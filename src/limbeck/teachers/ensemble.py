@@ -55,9 +55,9 @@ class Ensemble:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The members' fingerprints, weights and the way they are combined."""
+        """The members' fingerprints, weights and the way they are combined, which differs by the task's kind."""
         members = [member.fingerprint for member in self.members]
-        return {"members": members, "weights": self.weights, "combine": self.combine}
+        return {"members": members, "weights": self.weights, "combine": self.combine, "kind": self.task.kind}
 
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """The combined logits, float32 [N, C].

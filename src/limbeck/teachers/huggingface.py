@@ -12,7 +12,14 @@ import torch
 from datasets import Dataset
 
 from limbeck import hardware
-from limbeck.checkpoints import Checkpoint, label_names, max_length, tokenizer_fingerprint, weights_fingerprint
+from limbeck.checkpoints import (
+    Checkpoint,
+    label_names,
+    max_length,
+    place,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 from limbeck.errors import InputError
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
@@ -39,7 +46,11 @@ class HuggingFaceModel:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, task: Task, length: int | None = None, batch_size: int = 64,
+        self,
+        checkpoint: Checkpoint,
+        task: Task,
+        length: int | None = None,
+        batch_size: int = 64,
         precision: str = "float32",
     ) -> None:
         self.model, self.tokenizer, self.name = checkpoint
@@ -62,7 +73,7 @@ class HuggingFaceModel:
     @cached_property
     def bytes(self) -> int:
         """The size of its safetensors files, or what they would take where it was never saved."""
-        files = list(Path(self.name).expanduser().glob("*.safetensors")) if self.name else []
+        files = list(Path(place(self.name)).glob("*.safetensors")) if self.name else []
         stored = sum(file.stat().st_size for file in files)
         return stored or sum(p.numel() * p.element_size() for p in self.model.parameters())
 
@@ -94,19 +105,21 @@ class HuggingFaceModel:
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """Answers in the order of `texts`: logits float32 [N, C]; [CLS] states float16 [N, d] after layers `features`.
 
+        The states are keyed by the numbers as they were asked for, counted from 1 or, if negative, from the end.
+
         Raises:
             InputError: a layer that the model does not have.
         """
-        layers = [self._layer(number) for number in features]
+        layers = {number: self._layer(number) for number in features}
         encoded = self.encode(texts)
         logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
         states: dict[int, np.ndarray] = {}
         for rows, examples in length_sorted_batches(encoded, self.batch_size):
             output = self.forward(self.prepare(examples), hidden=bool(layers))
             logits[rows] = output.logits.float().cpu().numpy()
-            for layer in layers:
+            for number, layer in layers.items():
                 cls = output.hidden_states[layer][:, 0].to(torch.float16).cpu().numpy()
-                states.setdefault(layer, np.empty((len(encoded), cls.shape[1]), dtype=np.float16))[rows] = cls
+                states.setdefault(number, np.empty((len(encoded), cls.shape[1]), dtype=np.float16))[rows] = cls
         return Signals(logits, states)
 
     def runner(self, texts: Dataset) -> Callable[[], None]:

@@ -114,7 +114,8 @@ def _run_stage(
     length = max_length(model, tokenizer, recipe.task.max_length)
     with group.main_process_first():
         learn = encode(splits.transfer if asks else splits.train, tokenizer, task, length)
-        validate = encode(splits.validation, tokenizer, task, length).sort("length")
+        validate = encode(splits.validation, tokenizer, task, length)
+    validate = validate.select(np.argsort(validate["length"][:], kind="stable"))  # batches of like length
     cut = float(np.mean(np.asarray(learn["length"][:]) == length))
     if cut > 0.01:
         say(f"stage {stage.name}: {cut:.0%} of the examples reach the limit of {length} tokens and may have been cut")

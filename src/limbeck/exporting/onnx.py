@@ -79,7 +79,8 @@ class _Logits(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+        logits: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
+        return logits
 
 
 def _trace(checkpoint: Checkpoint, path: Path, pair: bool) -> None:
@@ -108,7 +109,9 @@ def _trace(checkpoint: Checkpoint, path: Path, pair: bool) -> None:
             )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise LimbeckError(f"{model.config.model_type} cannot be exported to ONNX: {reason}; drop export=...") from error
+        raise LimbeckError(
+            f"{model.config.model_type} cannot be exported to ONNX: {reason}; drop export=..."
+        ) from error
     finally:
         model.to(device)
 
@@ -153,7 +156,9 @@ class OnnxModel:
         batch_size: examples per forward pass.
     """
 
-    def __init__(self, path: Path, checkpoint: Checkpoint, task: Task, length: int | None, batch_size: int = 64) -> None:
+    def __init__(
+        self, path: Path, checkpoint: Checkpoint, task: Task, length: int | None, batch_size: int = 64
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -1,0 +1,220 @@
+"""The parts of the report below its plots, as plain values for the template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from limbeck.recipe import load
+from limbeck.report import sentences
+from limbeck.report.numbers import (
+    SHARES,
+    bounds,
+    count,
+    difference,
+    duration,
+    known,
+    p_value,
+    percent,
+    phrase,
+    rough_percent,
+    score,
+    significant,
+    times,
+    title,
+)
+from limbeck.report.table import Cell, Metrics, get, main_metric, models, name_of, number, quality_cell, speed_up
+
+MOST_CLASSES = 20
+MOST_DISAGREEMENTS = 100
+FEW = 30
+"""Under so many examples a slice's score says little."""
+
+_SAME = "Student minus the other, on the same test examples. p is of "
+TEST_NOTES = {
+    "classification": f"{_SAME}McNemar's exact test of right and wrong predictions.",
+    "multi-label": f"{_SAME}Wilcoxon's signed-rank test of each example's share of right labels.",
+    "regression": f"{_SAME}Wilcoxon's signed-rank test of each example's squared error.",
+}
+SLICE_NOTES = {
+    "classification": "The share of right predictions among the examples of each true class and length.",
+    "multi-label": "By class: the share found of the examples that have the label. "
+    "By length: the share of right label decisions.",
+    "regression": "The mean squared error; less is better.",
+}
+CALIBRATION_NOTES = {
+    "classification": "On the dashed line a model is right as often as it is sure; below the line it is overconfident. "
+    "Larger marks hold more examples.",
+    "multi-label": "On the dashed line labels are set as often as the model says. Larger marks hold more decisions.",
+}
+
+
+def some(*sentences_: str | None) -> list[str]:
+    """The sentences that there is something to say in."""
+    return [sentence for sentence in sentences_ if sentence]
+
+
+def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """The four or five numbers that matter most: (value, what it is, the detail)."""
+    metric = main_metric(metrics)
+    tiles = []
+    retention = number(metrics, "student", "retention")
+    if retention is not None and metrics.get("teacher"):
+        interval = bounds("accuracy", *(get(metrics, "student", "retention_interval") or (None, None)))
+        tiles.append((percent(retention), f"of the teacher's {phrase(metric)}", interval))
+    teacher, student = (number(metrics, name, "size", "bytes") for name in ("teacher", "student"))
+    if teacher and student:
+        detail = f"{significant(teacher / 1e6)} to {significant(student / 1e6)} MB"
+        tiles.append((rough_percent(student / teacher), "of the teacher's size", detail))
+    faster = speed_up(metrics, "student")
+    if faster:
+        before, after = (number(metrics, name, "speed", "latency_ms_p50") or 0.0 for name in ("teacher", "student"))
+        tiles.append(
+            (times(faster), "the teacher's speed", f"{significant(before)} to {significant(after)} ms an example")
+        )
+    gain = get(metrics, "comparisons", "student_vs_baseline")
+    value = number(metrics, "comparisons", "student_vs_baseline", "difference", "value")
+    if gain and value is not None:
+        unit = " points" if gain["metric"] in SHARES else ""
+        ends = [difference(gain["metric"], gain["difference"][end]) for end in ("low", "high")]
+        tiles.append((difference(gain["metric"], value) + unit, "over training on labels alone", " to ".join(ends)))
+    return tiles
+
+
+def slices(metrics: Metrics) -> list[dict[str, Any]]:
+    """Tables of slices: the teacher's and the student's score in each."""
+    tables = []
+    for kind, heading in (("class", "By class"), ("length", "By length")):
+        ours = get(metrics, "student", "slices", kind) or {}
+        rows = [_slice(metrics, kind, name) for name in ours]
+        if len(rows) > MOST_CLASSES and kind == "class":
+            rows = sorted(rows, key=lambda row: row["gap"] or 0.0)[:MOST_CLASSES]
+        longest = max([1.0, *(value for row in rows for value in row["values"].values())])
+        for row in rows:
+            row["bars"] = {model: 100 * max(value, 0.0) / longest for model, value in row["values"].items()}
+        if rows:
+            few = any(row["few"] for row in rows)
+            tables.append({"heading": heading, "rows": rows, "total": len(ours), "few": few})
+    return tables
+
+
+def _slice(metrics: Metrics, kind: str, name: str) -> dict[str, Any]:
+    """One slice: shares of right predictions, or for regression mean squared errors."""
+    # Not through `get`: a class may be named anything, and is looked up as it is.
+    measured = {model: (get(metrics, model, "slices", kind) or {}).get(name) or {} for model in ("teacher", "student")}
+    values = {model: value for model, found in measured.items() if (value := known(found.get("value"))) is not None}
+    gap = values["student"] - values["teacher"] if len(values) == 2 else None
+    unit = "mse" if metrics["task"]["kind"] == "regression" else "accuracy"
+    examples = measured["student"].get("count", 0)
+    return {
+        "name": name,
+        "examples": examples,
+        "few": examples < FEW,
+        "values": values,
+        "scores": {model: score(unit, value) for model, value in values.items()},
+        "difference": "" if gap is None else difference(unit, gap),
+        "gap": gap,
+    }
+
+
+def calibration(metrics: Metrics) -> list[tuple[str, str]]:
+    """The expected calibration errors: (the model, its error)."""
+    errors = {model: number(metrics, model, "calibration", "ece") for model in models(metrics)}
+    return [(model, f"{error:.3f}") for model, error in errors.items() if error is not None]
+
+
+def all_metrics(metrics: Metrics) -> list[tuple[str, list[Cell]]]:
+    """Every metric of every model: (the metric, a cell per model)."""
+    found = {metric: None for model in models(metrics) for metric in get(metrics, model, "quality") or {}}
+    return [(title(metric), [quality_cell(metrics, model, metric) for model in models(metrics)]) for metric in found]
+
+
+def disagreements(metrics: Metrics) -> dict[str, Any]:
+    """The examples on which student and teacher part, as text."""
+    every = metrics.get("disagreements") or []
+    rows = []
+    for example in every[:MOST_DISAGREEMENTS]:
+        label = _prediction(example.get("label"))
+        sides = []
+        for model in ("teacher", "student"):
+            confidence = known(example.get(f"{model}_confidence"))
+            said = _prediction(example.get(model))
+            right = metrics["task"]["kind"] != "regression" and said == label
+            sides.append({"said": said, "right": right, "sure": "" if confidence is None else percent(confidence, 0)})
+        texts = [str(example[key]) for key in ("text", "text_pair") if example.get(key) is not None]
+        rows.append({"texts": texts, "label": label, "sides": sides})
+    return {"rows": rows, "total": len(every)}
+
+
+def _prediction(value: Any) -> str:  # noqa: ANN401
+    """A label as text: a class, several classes, or a number; a dash for an unlabelled example."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(part) for part in value) or "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def tests(metrics: Metrics) -> list[dict[str, str]]:
+    """The paired tests as rows."""
+    rows = []
+    for other in ("teacher", "baseline"):
+        test = get(metrics, "comparisons", f"student_vs_{other}")
+        if not test or number(test, "difference", "value") is None:
+            continue
+        metric, p = test["metric"], known(test.get("p_value"))
+        gap = {end: difference(metric, test["difference"][end]) for end in ("value", "low", "high")}
+        rows.append(
+            {
+                "pair": f"Student and {other}",
+                "metric": title(metric),
+                "difference": gap["value"] + (" points" if metric in SHARES else ""),
+                "interval": f"{gap['low']} to {gap['high']}",
+                "p": "" if p is None else p_value(p).removeprefix("p ").removeprefix("= "),
+                "reading": "a clear difference" if sentences.decided(test) else "no clear difference",
+            }
+        )
+    return rows
+
+
+def facts(metrics: Metrics, recipe_yaml: str) -> list[tuple[str, list[str]]]:
+    """How the run was made: (what, lines)."""
+    recipe = load(yaml.safe_load(recipe_yaml))
+    teachers = [teacher.model for teacher in recipe.teacher.models] if recipe.teacher else []
+    training = {model: get(metrics, "training", model, "seconds") or {} for model in ("student", "baseline")}
+    times_ = [
+        f"{name_of(metrics, model)}, {stage}: {duration(seconds)}"
+        for model, stages in training.items()
+        for stage, seconds in stages.items()
+    ]
+    stored = metrics.get("knowledge")
+    knowledge = f"{stored['examples']:,} examples, {stored['bytes'] / 1e6:,.1f} MB" if stored else None
+    exports = [
+        f"{name_of(metrics, model)}: largest difference from the student's logits {significant(gap)}"
+        for model in ("student_onnx", "student_int8")
+        if (gap := number(metrics, model, "max_logit_difference")) is not None
+    ]
+    facts = [
+        ("Teacher", teachers),
+        ("Starts from", some(sentences.initialisation(metrics))),
+        ("Stages", sentences.stages(recipe, metrics)),
+        ("Training time", times_),
+        ("Data", [sentences.data(metrics)]),
+        ("Task", [_task(metrics)]),
+        ("Knowledge kept", some(knowledge)),
+        ("Exports", exports),
+        ("Machine", some(sentences.machine(metrics))),
+        ("Seed", [str(recipe.seed)]),
+    ]
+    return [(what, lines) for what, lines in facts if lines]
+
+
+def _task(metrics: Metrics) -> str:
+    task = metrics["task"]
+    texts = "pairs of texts" if task.get("pair") else "single texts"
+    labels = task.get("labels") or []
+    if task["kind"] == "regression":
+        return f"regression on {texts}"
+    shown = ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else "")
+    return f"{task['kind']} of {texts} into {count(len(labels))} classes: {shown}"

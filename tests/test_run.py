@@ -1,0 +1,411 @@
+"""The whole way through the command line and the library: files, resuming, reuse, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import LABELS, make_reviews, make_tokenizer, save_model, write_csv
+from datasets import Dataset, load_from_disk
+from safetensors.torch import load_file, save_file
+
+import limbeck
+from limbeck import cli
+from limbeck.checkpoints import open_classifier
+from limbeck.recipe import packaged
+
+QUICK = [
+    "task.max_length=32",
+    "training.epochs=2",
+    "training.batch_size=16",
+    "training.learning_rate=1e-3",
+    "evaluation.resamples=100",
+    "evaluation.speed=false",
+]
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MODEL_KEYS = {"quality", "retention", "fidelity", "calibration", "size", "speed"}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command line here: its exit code and everything that it printed."""
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["limbeck", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
+
+
+def test_distill_writes_everything_and_goes_on(
+    command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path
+) -> None:
+    words = ["distill", "hinton", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"output={tmp_path}/a", *QUICK]
+    words[-1] = "evaluation.speed=true"
+    code, printed = command(*words)
+    assert code == 0, printed
+    run = tmp_path / "a"
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "knowledge" not in path.parts}
+    assert names == {
+        "recipe.yaml", "run.json", "environment.json", "metrics.json", "report.html",
+        "logs/student.json", "logs/baseline.json",
+        *(f"student/{name}" for name in (*MODEL_FILES, "README.md", "model.onnx", "model_int8.onnx")),
+        *(f"baseline/{name}" for name in MODEL_FILES),
+    }  # fmt: skip
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["version"] == 1
+    for name in ("teacher", "student", "baseline", "student_onnx", "student_int8"):
+        assert set(metrics[name]) >= MODEL_KEYS, name
+        assert metrics[name]["speed"]["latency_ms_p50"] > 0
+    assert metrics["student_onnx"]["max_logit_difference"] < 1e-4
+    assert metrics["training"]["student"]["initialisation"] == {"from": "teacher", "layers": [0, 3]}
+    losses = [entry for entry in metrics["training"]["student"]["history"]["distill"] if "loss" in entry]
+    assert losses
+    assert all(e["loss"] == pytest.approx(0.9 * e["soft_targets"] + 0.1 * e["hard_labels"], rel=1e-3) for e in losses)
+    store = load_from_disk(str(next((run / "knowledge").iterdir())))
+    assert len(store) == metrics["data"]["transfer"]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    code, printed = command(*words)
+    assert code == 0
+    assert "reused the trained model" in printed
+    assert "the teacher was not asked" in printed
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    code, printed = command("distill", str(run / "recipe.yaml"))
+    assert code == 0, printed
+    assert "reused" in printed
+    code, printed = command("report", str(run))
+    assert code == 0
+    assert "report.html" in printed
+
+
+@pytest.mark.parametrize("method", sorted(packaged()))
+def test_every_packaged_recipe_is_killed_and_resumes(
+    method: str, tmp_path: Path, tiny_teacher_dir: Path, tiny_model_dir: Path, reviews_csv: Path
+) -> None:
+    teacher = f"teacher={tiny_teacher_dir}" if "teacher" in packaged()[method]["about"]["needs"][:12] else ""
+    alone = f"student={tiny_model_dir}"
+    verb = "distill" if teacher else "train"
+    words = [verb, method, teacher or alone, f"data={reviews_csv}", f"output={tmp_path}/a", "export=[]", *QUICK]
+    script = (
+        "import os, sys\n"
+        "from transformers import Trainer\n"
+        "save = Trainer._save_checkpoint\n"
+        "def die(self, *args, **kwargs):\n"
+        "    save(self, *args, **kwargs)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "Trainer._save_checkpoint = die\n"
+        "from limbeck import cli\n"
+        "cli.main()\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    again = subprocess.run([sys.executable, "-m", "limbeck", *words], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stderr
+    model = "student" if teacher else "model"
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    (history,) = metrics["training"]["student"]["history"].values()
+    assert [entry["epoch"] for entry in history if "eval_accuracy" in entry] == [1.0, 2.0]
+    assert (tmp_path / "a" / "report.html").exists()
+    check = (
+        "import sys; sys.modules['limbeck'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as M, AutoTokenizer as T\n"
+        f"m, t = M.from_pretrained('{tmp_path}/a/{model}'), T.from_pretrained('{tmp_path}/a/{model}')\n"
+        "print(m.config.id2label, m(**t('a good soup', return_tensors='pt')).logits.tolist())\n"
+    )
+    opened = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert opened.returncode == 0, opened.stderr
+    student = open_classifier(f"{tmp_path}/a/{model}")
+    logits = student.model(**student.tokenizer("a good soup", return_tensors="pt")).logits.tolist()
+    assert opened.stdout.strip() == f"{student.model.config.id2label} {logits}"
+
+
+def test_the_library_takes_objects(tmp_path: Path, tiny_teacher_dir: Path, reviews: list[dict[str, Any]]) -> None:
+    model, tokenizer, _ = open_classifier(str(tiny_teacher_dir))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    settings = {word.split("=")[0]: yaml.safe_load(word.split("=")[1]) for word in QUICK}
+    arguments = {"teacher": (model, tokenizer), "data": Dataset.from_list(reviews), "output": tmp_path / "a",
+                 "student": {"layers": [1]}, "baseline": False, "export": [], **settings}  # fmt: skip
+    run = limbeck.distill(**arguments)
+    assert run.model.config.num_hidden_layers == 1
+    assert run.metrics["student"]["size"]["parameters"] < run.metrics["teacher"]["size"]["parameters"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    recipe = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
+    assert recipe["teacher"]["models"][0]["model"].startswith("memory:")
+    assert limbeck.distill(**arguments).metrics == run.metrics
+    with pytest.raises(limbeck.InputError, match="in memory"):
+        limbeck.distill(tmp_path / "a" / "recipe.yaml")
+    with pytest.raises(limbeck.InputError, match=r"give \(model, tokenizer\)"):
+        limbeck.distill(teacher=model, data=Dataset.from_list(reviews), output=tmp_path / "b")
+
+
+def test_label_then_distill_reuses_what_was_said(
+    command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path, unlabelled_csv: Path
+) -> None:
+    shared = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"data.unlabelled={unlabelled_csv}",
+              f"knowledge={tmp_path}/k", "teacher.features=[-1]", "baseline=false", "export=[]", *QUICK]  # fmt: skip
+    code, printed = command("label", *shared, f"output={tmp_path}/a")
+    assert code == 0, printed
+    assert "146 examples" in printed  # 120 less a tenth for test and a tenth for validation, and 50 unlabelled
+    code, printed = command("distill", *shared, f"output={tmp_path}/b")
+    assert code == 0, printed
+    assert "reused 146 examples" in printed
+
+
+def test_train_then_distill_from_the_run_folder(
+    command: Any, tmp_path: Path, tiny_model_dir: Path, reviews_csv: Path
+) -> None:
+    code, printed = command("train", f"student={tiny_model_dir}", f"data={reviews_csv}", f"output={tmp_path}/t", *QUICK)
+    assert code == 0, printed
+    words = [f"teacher={tmp_path}/t", f"data={reviews_csv}", "baseline=false", "export=[]", *QUICK]
+    code, printed = command("distill", *words, f"output={tmp_path}/d")
+    assert code == 0, printed
+    code, printed = command("evaluate", f"{tmp_path}/d", f"data={reviews_csv}", f"teacher={tmp_path}/t",
+                            f"output={tmp_path}/m.json", "resamples=100", "speed=false")  # fmt: skip
+    assert code == 0, printed
+    assert json.loads((tmp_path / "m.json").read_text())["student"]["fidelity"]["agreement"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression", "pair"])
+def test_other_tasks_end_to_end(kind: str, tmp_path: Path) -> None:
+    rows = make_reviews(90)
+    good = [row["label"] == LABELS[1] for row in rows]
+    columns: dict[str, list[Any]] = {"text": [row["text"] for row in rows]}
+    settings: dict[str, Any] = {}
+    if kind == "multi-label":
+        columns["labels"] = [["nice", "any"] if each else ["any"] if i % 3 else [] for i, each in enumerate(good)]
+        settings["task"] = "multi-label"
+    elif kind == "regression":
+        columns["score"] = [float(each) + 0.01 * i for i, each in enumerate(good)]
+        settings["task"] = "regression"
+    else:
+        columns = {"sentence1": columns["text"], "sentence2": columns["text"][::-1], "label": [int(e) for e in good]}
+    data = Dataset.from_dict(columns)
+    quick = {word.split("=")[0]: yaml.safe_load(word.split("=")[1]) for word in QUICK} | settings
+    base = save_model(tmp_path / "base")
+    teacher = limbeck.train(base, data=data, output=tmp_path / "t", **quick)
+    run = limbeck.distill(teacher=tmp_path / "t", data=data, output=tmp_path / "d", **quick)
+    assert run.metrics["task"]["pair"] == (kind == "pair")
+    assert teacher.metrics["student"]["size"] == run.metrics["teacher"]["size"]
+    expected = {"multi-label": "multi_label_classification", "regression": "regression"}
+    assert run.model.config.problem_type == expected.get(kind, "single_label_classification")
+    assert run.metrics["student_onnx"]["max_logit_difference"] < 1e-4
+    assert (tmp_path / "d" / "report.html").stat().st_size > 10_000
+
+
+def test_two_processes_make_the_student_of_one(tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path) -> None:
+    # The same global batch: 16 on one process, 8 on each of two. Without dropout only the sum's order differs.
+    teacher = shutil.copytree(tiny_teacher_dir, tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (teacher / "config.json").write_text(json.dumps(config))
+    words = ["distill", f"teacher={teacher}", f"data={reviews_csv}", "baseline=false", "export=[]", *QUICK]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines",
+              "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "limbeck"]  # fmt: skip
+    two = [*launch, *words, f"output={tmp_path}/two", "training.batch_size=8"]
+    done = subprocess.run(two, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = subprocess.run([sys.executable, "-m", "limbeck", *words, f"output={tmp_path}/one"], capture_output=True,
+                         text=True, env=environment)  # fmt: skip
+    assert one.returncode == 0, one.stderr[-3000:]
+    stores = [sorted((tmp_path / name / "knowledge").rglob("*.arrow")) for name in ("one", "two")]
+    assert stores[0][0].read_bytes() == stores[1][0].read_bytes()
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    steps = [metric["training"]["student"]["history"]["distill"][-1]["step"] for metric in metrics]
+    assert steps[0] == steps[1]
+    assert "report:" in done.stdout
+    assert done.stdout.count("report:") == 1
+
+
+# --- what is refused, each in a sentence and before training ---------------------------------------------------------
+
+
+def _pickled(folder: Path, source: Path) -> Path:
+    shutil.copytree(source, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def _wrong_tokenizer(folder: Path, source: Path) -> Path:
+    shutil.copytree(source, folder)
+    make_tokenizer(extra=[f"word{i}" for i in range(500)]).save_pretrained(folder)
+    return folder
+
+
+def _table(folder: Path, **columns: Any) -> Path:
+    rows = make_reviews(40)
+    for name, change in columns.items():
+        for index, row in enumerate(rows):
+            row[name] = change(index, row)
+    return write_csv(folder / "bad.csv", rows)
+
+
+BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
+    "missing file": (lambda f, t: ["data=nowhere.csv"], "no file or folder 'nowhere.csv'"),
+    "wrong column": (lambda f, t: ["data.label=lable"],
+                     "column 'lable', which is not in the data; did you mean 'label'"),
+    "empty text": (lambda f, t: [f"data={_table(f, text=lambda i, r: '' if i == 6 else r['text'])}"],
+                   "1 of 40 texts in column 'text' of the train data are empty (first: row 7)"),
+    "NaN label": (lambda f, t: [f"data={_table(f, label=lambda i, r: '' if i == 2 else r['label'])}"],
+                  "1 of 40 labels in column 'label' are missing or not finite (first: row 3)"),
+    "one class": (lambda f, t: [f"data={_table(f, label=lambda i, r: 'positive')}"], "two classes are needed"),
+    "other labels": (lambda f, t: [f"data={_table(f, label=lambda i, r: 'spam' if i % 2 else 'ham')}"],
+                     "the data's labels are ham, spam, the teacher's are negative, positive"),
+    "tokenizer": (lambda f, t: [f"teacher={_wrong_tokenizer(f / 'm', t)}"], "they do not fit"),
+    "unknown key": (lambda f, t: ["training.epoch=3"], "training: unknown key 'epoch'; did you mean 'epochs'?"),
+    "temperature": (lambda f, t: ["stages.distill.objectives.soft_targets.temperature=-2"],
+                    "temperature: input should be greater than 0, not -2"),
+    "pickle": (lambda f, t: [f"teacher={_pickled(f / 'm', t)}"], "pytorch_model.bin, a pickle that could run code"),
+    "larger student": (lambda f, t: ["student.shape={hidden_size: 64, intermediate_size: 256}"],
+                       "more than the teacher's"),
+    "too many layers": (lambda f, t: ["student.layers=9"], "student.layers is 9, but the teacher has 4 layers"),
+    "unknown method": (lambda f, t: ["hintn"], "no recipe 'hintn'"),
+    "metric": (lambda f, t: ["evaluation.metric=acuracy"], "did you mean 'accuracy'?"),
+    "length": (lambda f, t: ["task.max_length=4000"], "task.max_length is 4000, but bert reads at most"),
+    "layer to keep": (lambda f, t: ["teacher.features=[7]"], "asks for layer 7"),
+    "regression teacher": (lambda f, t: ["task=regression", f"data={_table(f, label=lambda i, r: i / 7)}"],
+                           "the teacher has 2 outputs"),
+    "no teacher": (lambda f, t: ["teacher="], "give teacher="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_a_sentence_and_exit_code_2(
+    case: str, command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path
+) -> None:
+    make, expected = BAD[case]
+    words = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"output={tmp_path}/out", "export=[]", *QUICK]
+    code, printed = command("distill", *words, *make(tmp_path, tiny_teacher_dir))
+    assert code == 2, printed
+    assert expected in " ".join(printed.split())
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "student").exists()
+
+
+def test_another_run_s_folder_is_refused(command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews: Any) -> None:
+    data = write_csv(tmp_path / "d.csv", reviews)
+    words = [
+        f"teacher={tiny_teacher_dir}",
+        f"data={data}",
+        "baseline=false",
+        "export=[]",
+        f"output={tmp_path}/a",
+        *QUICK,
+    ]
+    assert command("distill", *words)[0] == 0
+    code, printed = command("distill", *words, "training.epochs=1")
+    assert code == 2
+    assert "holds another run: its training.epochs is 2.0, yours is 1.0" in printed
+    write_csv(data, reviews[:-1])
+    code, printed = command("distill", *words)
+    assert code == 2
+    assert "the data changed since" in printed
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "student").mkdir()
+    code, printed = command("distill", *[w for w in words if "output" not in w], f"output={tmp_path}/mine")
+    assert code == 2
+    assert "holds student, which the run would overwrite" in printed
+
+
+def test_a_changed_teacher_is_noticed(command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path) -> None:
+    teacher = shutil.copytree(tiny_teacher_dir, tmp_path / "teacher")
+    words = [f"teacher={teacher}", f"data={reviews_csv}", "baseline=false", "export=[]", *QUICK]
+    assert command("distill", *words, f"output={tmp_path}/a", f"knowledge={tmp_path}/k")[0] == 0
+    weights = load_file(teacher / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + 0.5
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    code, printed = command("distill", *words, f"output={tmp_path}/a", f"knowledge={tmp_path}/k")
+    assert code == 2
+    assert "teacher" in printed
+    assert "changed since" in printed
+    code, printed = command("distill", *words, f"output={tmp_path}/b", f"knowledge={tmp_path}/k")
+    assert code == 0, printed
+    assert "made with other teacher" in printed
+    assert len(list((tmp_path / "k").iterdir())) == 2
+
+
+def test_a_damaged_shard_is_named_and_mended(
+    command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path
+) -> None:
+    words = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"output={tmp_path}/a", *QUICK]
+    assert command("label", *words)[0] == 0
+    (shard,) = (tmp_path / "a" / "knowledge").rglob("*.arrow")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    code, printed = command("distill", *words)
+    assert code == 2
+    assert "shard-00000.arrow is damaged" in printed
+    shard.unlink()
+    assert command("label", *words)[0] == 0
+    assert shard.read_bytes() == whole
+
+
+def test_a_full_disk_is_foreseen(
+    command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    words = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"output={tmp_path}/a", *QUICK]
+    code, printed = command("distill", *words)
+    assert code == 2
+    assert "needs about" in printed
+    assert "are free" in printed
+
+
+def test_a_disk_that_fills_part_way_loses_nothing(
+    command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"output={tmp_path}/a", "baseline=false",
+             "export=[]", *QUICK]  # fmt: skip
+    with monkeypatch.context() as broken:
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device", "model.safetensors")
+
+        broken.setattr("limbeck.training.stages.save_model", full)
+        code, printed = command("distill", *words)
+    assert code == 1
+    assert "the disk is full while writing model.safetensors" in printed
+    code, printed = command("distill", *words)
+    assert code == 0, printed
+    assert "going on from" in printed
+
+
+def test_schema_methods_doctor_and_help(command: Any) -> None:
+    code, printed = command("schema")
+    assert code == 0
+    assert json.loads(printed)["title"] == "Recipe"
+    code, printed = command("methods", "show", "hinton")
+    assert code == 0
+    assert yaml.safe_load(printed)["stages"][0]["objectives"]["soft_targets"]["temperature"] == 2
+    code, printed = command("methods", "show", "hintom")
+    assert code == 2
+    assert "hinton" in printed
+    assert "0 2 4 7 9 11" in command("methods", "layers")[1]
+    assert "float32" in command("doctor")[1] or "bfloat16" in command("doctor")[1]
+    code, printed = command("distill", "--help")
+    assert code == 0
+    assert "teacher=DIR" in printed
+
+
+def test_docs_are_those_of_the_schema() -> None:
+    root = Path(__file__).parent.parent
+    namespace: dict[str, Any] = {"__file__": str(root / "docs" / "generate.py"), "__name__": "generate"}
+    exec((root / "docs" / "generate.py").read_text(), namespace)
+    assert (root / "docs" / "recipe.md").read_text() == namespace["render"](), "run make docs"

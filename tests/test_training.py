@@ -1,0 +1,465 @@
+"""Training: the gradient of a global batch, what is logged, and runs that were interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_model, make_tokenizer, numbered
+from datasets import Dataset
+from gradients import capture_gradient, mixed_examples, objective, said_by_teacher
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from limbeck.checkpoints import Checkpoint, open_classifier
+from limbeck.data import Splits
+from limbeck.objectives import build_terms
+from limbeck.recipe import Recipe
+from limbeck.signals import Signals
+from limbeck.students import build_student
+from limbeck.tasks import Task, collate, encode
+from limbeck.teachers import HuggingFaceModel
+from limbeck.training import stages, train_stages
+from limbeck.training.checkpointing import last_checkpoint, save_model
+from limbeck.training.trainer import DistillationTrainer
+
+TWO = Task("classification", LABELS)
+TESTS = Path(__file__).parent
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package may catch it."""
+
+
+# --- one denominator ------------------------------------------------------------------------------------------------
+
+
+def micro_gradient(size: int, per_micro_batch: bool = False) -> dict[str, torch.Tensor]:
+    """The gradient of the eight examples by plain autograd; optionally the wrong mean of micro-batches' means."""
+    model, tokenizer = make_model(), make_tokenizer()
+    encoded = encode(mixed_examples(), tokenizer, TWO, 32)
+    terms = build_terms(objective(), TWO)
+    source = said_by_teacher()
+    batches = [collate(encoded.__getitems__(list(range(i, i + size))), tokenizer) for i in range(0, 8, size)]
+    counts = [sum(term.count(batch).item() for batch in batches) for term in terms]
+    for batch in batches:
+        logits = model(**{k: v for k, v in batch.items() if k not in ("row", "labels")}).logits
+        for term, count in zip(terms, counts, strict=True):
+            total = term.total(Signals(logits), source.signals(batch["row"]), batch)
+            share = max(term.count(batch).item(), 1) * len(batches) if per_micro_batch else count
+            (term.weight * total / share).backward(retain_graph=True)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert set(one) == set(other)
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_any_split_of_a_global_batch_gives_the_same_gradient(batch_size, accumulation, tmp_path):
+    gradient, _ = capture_gradient(tmp_path, batch_size, accumulation)
+    exact = micro_gradient(8)
+    assert max(tensor.abs().max() for tensor in exact.values()) > 0.05
+    assert distance(gradient, exact) < 1e-6
+    if batch_size < 8:  # unlabelled examples lie unevenly, so that the mean of means is another gradient
+        assert distance(micro_gradient(batch_size, per_micro_batch=True), exact) > 1e-3
+
+
+def test_the_last_update_of_an_epoch_may_be_smaller(tmp_path):
+    """Eight examples as 3 + 3 and 2: the second update's denominator is its own two examples."""
+    _, history = capture_gradient(tmp_path, 3, 2, steps=2, learning_rate=0.0, every=1)
+    model, tokenizer, source = make_model(), make_tokenizer(), said_by_teacher()
+    encoded = encode(mixed_examples(), tokenizer, TWO, 32)
+    for entry, rows in zip(history, (range(6), range(6, 8)), strict=True):
+        batch = collate(encoded.__getitems__(list(rows)), tokenizer)
+        logits = model(**{k: v for k, v in batch.items() if k not in ("row", "labels")}).logits
+        for term in build_terms(objective(), TWO):
+            mean = term.total(Signals(logits), source.signals(batch["row"]), batch) / term.count(batch)
+            assert entry[term.name] == pytest.approx(mean.item(), rel=1e-5)
+
+
+def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path):
+    """Runs gradients.py under torchrun: labelling and training as 2x4 and 2x2x2 examples."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(TESTS / "gradients.py")]
+    done = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    subprocess.run([sys.executable, TESTS / "gradients.py", tmp_path / "one"], check=True, timeout=180)
+    exact = micro_gradient(8)
+    _, history = capture_gradient(tmp_path / "here", 8, 1)
+    for name in ("4x1", "2x2"):
+        for rank in (0, 1):
+            found = torch.load(tmp_path / "two" / f"{name}-{rank}.pt")
+            assert distance(found["gradient"], exact) < 1e-6, (name, rank)
+            for term in ("soft_targets", "hard_labels", "loss"):
+                assert found["history"][0][term] == pytest.approx(history[0][term], rel=1e-5), (name, rank, term)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / n / "knowledge").glob("*/*")} for n in ("one", "two")
+    )
+    assert len([name for name in one if name.endswith(".arrow")]) == 4
+    assert one == two  # each process wrote its own shards, and the store is byte for byte that of one process
+
+
+# --- what is logged -------------------------------------------------------------------------------------------------
+
+
+def test_logged_terms_are_the_means_over_the_updates(tmp_path):
+    _, history = capture_gradient(tmp_path, 2, 1, steps=4, learning_rate=0.0, every=2)
+    model, tokenizer, source = make_model(), make_tokenizer(), said_by_teacher()
+    encoded = encode(mixed_examples(), tokenizer, TWO, 32)
+    terms = build_terms(objective(), TWO)
+    expected = []
+    for rows in ([0, 1], [2, 3], [4, 5], [6, 7]):
+        batch = collate(encoded.__getitems__(rows), tokenizer)
+        with torch.no_grad():
+            logits = model(**{k: v for k, v in batch.items() if k not in ("row", "labels")}).logits
+        totals = [term.total(Signals(logits), source.signals(batch["row"]), batch).item() for term in terms]
+        counts = [max(term.count(batch).item(), 1) for term in terms]
+        expected.append([total / count for total, count in zip(totals, counts, strict=True)])
+    for entry, updates in zip(history, (expected[:2], expected[2:]), strict=True):
+        means = np.mean(updates, axis=0)
+        for term, mean in zip(terms, means, strict=True):
+            assert entry[term.name] == pytest.approx(mean, rel=1e-4)
+        loss = sum(term.weight * mean for term, mean in zip(terms, means, strict=True))
+        assert entry["loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_the_loss_needs_the_counts(tmp_path):
+    trainer = DistillationTrainer.__new__(DistillationTrainer)
+    with pytest.raises(TypeError, match="needs the counts"):
+        trainer.compute_loss(make_model(), {})
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """A teacher's signals in memory, which notes the rows that were asked for."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.logits = torch.from_numpy(logits)
+        self.rows: list[int] = []
+
+    def signals(self, rows: torch.Tensor) -> Signals:
+        self.rows += rows.tolist()
+        return Signals(self.logits[rows])
+
+
+Trainable = Callable[..., Any]
+
+
+@pytest.fixture
+def splits(reviews: list[dict[str, Any]]) -> Splits:
+    table = numbered(reviews)
+    unlabelled = Dataset.from_dict({"text": [row["text"] + " too" for row in reviews[:16]], "label": [-100] * 16})
+    transfer = Dataset.from_list(list(table.select(range(48))) + list(unlabelled))
+    return Splits(table.select(range(48)), table.select(range(48, 80)), table.select(range(80, 120)), transfer)
+
+
+@pytest.fixture
+def train(tiny_teacher: Checkpoint, splits: Splits, tiny_recipe: Callable[..., Recipe]) -> Trainable:
+    """Trains two layers of the teacher in a folder, as often as it is called."""
+    source = Memory(HuggingFaceModel(tiny_teacher, TWO, 32).ask(splits.transfer).logits)
+
+    def go(output: Path, method: str = "hinton", name: str = "student", **overrides: Any) -> Any:
+        recipe = tiny_recipe(method, **{"output": str(output), "training.epochs": 3, **overrides})
+        student = build_student(recipe.student, None, tiny_teacher, TWO, 0)
+        source.rows.clear()
+        go.source, go.recipe, go.start = source, recipe, student
+        return train_stages(name, student, recipe.stages, recipe, TWO, splits, source)
+
+    return go
+
+
+def same(one: Any, other: Any) -> bool:
+    ours, theirs = one.checkpoint.model.state_dict(), other.checkpoint.model.state_dict()
+    return all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def kill_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    whole = DistillationTrainer.training_step
+
+    def training_step(self: DistillationTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == step:
+            raise Killed
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", training_step)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The numbers of the micro-steps that were computed."""
+    taken: list[int] = []
+    whole = DistillationTrainer.training_step
+
+    def training_step(self: DistillationTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        taken.append(self.state.global_step)
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", training_step)
+    return taken
+
+
+def test_training_learns_and_leaves_one_clean_folder(train, tmp_path):
+    trained = train(tmp_path / "run", **{"training.epochs": 4})
+    history = trained.history["distill"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 16  # 64 examples in batches of 16, four epochs
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
+    entry = next(entry for entry in history if "loss" in entry)
+    assert entry["loss"] == pytest.approx(0.9 * entry["soft_targets"] + 0.1 * entry["hard_labels"], rel=1e-3)
+    assert [e["eval_accuracy"] for e in history if "eval_accuracy" in e][-1] > 0.9
+    assert set(train.source.rows) == set(range(64))  # the transfer set, the unlabelled part too
+    assert trained.seconds["distill"] > 0
+    weights = open_classifier(str(tmp_path / "run" / "student")).model.state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in trained.checkpoint.model.state_dict().items())
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    expected = {f"student/{name}" for name in {"config.json", "model.safetensors"} | tokenizer}
+    assert files(tmp_path / "run") == {*expected, "logs/student.json"}
+    assert json.loads((tmp_path / "run" / "logs" / "student.json").read_text())["history"] == trained.history
+
+
+def test_without_a_teacher_the_labelled_part_is_learnt(train, steps, tmp_path):
+    trained = train(tmp_path, "fine-tune", "model", **{"training.epochs": 2, "student": {"layers": 2}})
+    assert train.source.rows == []
+    assert len(steps) == 2 * 3  # 48 examples
+    assert "hard_labels" in trained.history["fine-tune"][0]
+    assert "soft_targets" not in trained.history["fine-tune"][0]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(train, tmp_path):
+    one, again, other = (
+        train(tmp_path / name, **{"training.epochs": 1, "seed": seed}) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert same(one, again)
+    assert not same(one, other)
+
+
+def test_the_best_validation_chooses_the_weights(train, tmp_path, monkeypatch):
+    seen: list[dict[str, torch.Tensor]] = []
+    scores = iter([0.5, 0.9, 0.7])
+    monkeypatch.setattr(stages, "_metrics", lambda prediction, task: {"accuracy": next(scores)})
+    whole = stages.Bars.on_evaluate
+
+    def on_evaluate(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        seen.append({key: tensor.clone() for key, tensor in kwargs["model"].state_dict().items()})
+        whole(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(stages.Bars, "on_evaluate", on_evaluate)
+    weights = train(tmp_path).checkpoint.model.state_dict()
+    assert all(torch.equal(tensor, seen[1][key]) for key, tensor in weights.items())
+    assert not all(torch.equal(tensor, seen[2][key]) for key, tensor in weights.items())
+
+
+def test_early_stopping_stops(train, steps, tmp_path):
+    trained = train(tmp_path, **{"training.epochs": 20, "training.patience": 2, "training.learning_rate": 1e-12})
+    validations = [entry["epoch"] for entry in trained.history["distill"] if "eval_accuracy" in entry]
+    assert validations == [1, 2, 3]  # the first is the best there is; two more do not improve on it
+    assert len(steps) == 12
+
+
+def test_stages_follow_one_another(train, steps, tmp_path):
+    two = [
+        {"name": "soft", "objectives": {"soft_targets": 1}, "training": {"epochs": 1}},
+        {"name": "hard", "objectives": {"hard_labels": 1}, "training": {"epochs": 2, "batch_size": 8}},
+    ]
+    trained = train(tmp_path, stages=two)
+    assert list(trained.history) == ["soft", "hard"]
+    assert "hard_labels" not in trained.history["soft"][0]
+    assert len(steps) == 4 + 2 * 6  # 64 in 16s, then 48 in 8s twice
+    assert trained.checkpoint.model is train.start.model
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"checkpoint_steps": 3},
+        {"checkpoint_steps": 1000},
+        {"epochs": 0.5},
+        {"schedule": "cosine", "warmup": 0.0},
+        {"schedule": "constant", "max_grad_norm": 0.0},
+        {"gradient_accumulation": 3, "precision": "bfloat16"},
+    ],
+)
+def test_settings_run_to_the_end(training, train, tmp_path):
+    trained = train(tmp_path, **{"training.epochs": 1, **{f"training.{key}": value for key, value in training.items()}})
+    history = trained.history["distill"]
+    assert any("eval_accuracy" in entry for entry in history)
+    assert all(np.isfinite(entry["loss"]) for entry in history if "loss" in entry)
+    assert trained.checkpoint.model.dtype == torch.float32
+    assert not (tmp_path / "stages").exists() or not files(tmp_path / "stages")
+
+
+# --- interrupted ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole_run(train: Trainable, tmp_path: Path) -> Any:
+    return train(tmp_path / "whole")
+
+
+def losses(trained: Any) -> list[tuple[float, float]]:
+    return [(entry["step"], entry["loss"]) for entry in trained.history["distill"] if "loss" in entry]
+
+
+@pytest.mark.parametrize("step", [2, 4, 7, 11])
+def test_a_resumed_run_ends_in_the_same_weights(step, train, whole_run, steps, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, step)
+        with pytest.raises(Killed):
+            train(tmp_path / "cut")
+    assert not (tmp_path / "cut" / "student").exists()
+    finished = step // 4 * 4  # a checkpoint per epoch of four steps
+    workplace = tmp_path / "cut" / "stages" / "student-1-distill"
+    if finished:
+        torn = shutil.copytree(workplace / f"checkpoint-{finished}", workplace / f"checkpoint-{finished + 1}")
+        (torn / "trainer_state.json").unlink()
+    steps.clear()
+    capsys.readouterr()
+    resumed = train(tmp_path / "cut")
+    assert steps == list(range(finished, 12))
+    assert ("going on from" in capsys.readouterr().err) == (finished > 0)
+    assert same(resumed, whole_run)
+    assert losses(resumed) == losses(whole_run)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_run_resumed_within_an_epoch_ends_in_the_same_weights(train, tmp_path, monkeypatch):
+    settings = {"training.checkpoint_steps": 3, "training.batch_size": 4, "training.gradient_accumulation": 4}
+    whole = train(tmp_path / "whole", **settings)
+    kill_at_step(monkeypatch, 7)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", **settings)
+    monkeypatch.undo()
+    assert same(train(tmp_path / "cut", **settings), whole)
+
+
+@pytest.mark.parametrize("where", ["done.json", "model", "student", "logs"])
+def test_killed_after_the_last_step(where, train, whole_run, steps, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kept_json, kept_model = stages.write_json, stages.save_model
+
+        def write_json(path: Path, value: Any) -> None:
+            if path.name == where or path.parent.name == where:
+                raise Killed
+            kept_json(path, value)
+
+        def save(checkpoint: Checkpoint, folder: Path) -> None:
+            if folder.name == where:
+                raise Killed
+            kept_model(checkpoint, folder)
+
+        patch.setattr(stages, "write_json", write_json)
+        patch.setattr(stages, "save_model", save)
+        with pytest.raises(Killed):
+            train(tmp_path / "cut")
+    steps.clear()
+    resumed = train(tmp_path / "cut")
+    assert steps == []
+    assert same(resumed, whole_run)
+    assert losses(resumed) == losses(whole_run)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_finished_model_is_reused(train, whole_run, steps, tmp_path, capsys):
+    again = train(tmp_path / "whole")
+    assert steps == []
+    assert "reused the trained model" in capsys.readouterr().err
+    assert same(again, whole_run)
+    assert again.history == whole_run.history
+    assert again.seconds == whole_run.seconds
+
+
+def test_a_finished_stage_is_not_trained_again(train, steps, tmp_path, monkeypatch, capsys):
+    two = [
+        {"name": "first", "objectives": {"soft_targets": 1}, "training": {"epochs": 1}},
+        {"name": "second", "objectives": {"hard_labels": 1}, "training": {"epochs": 2}},
+    ]
+    whole = train(tmp_path / "whole", stages=two)
+    with monkeypatch.context() as patch:
+        begin = DistillationTrainer.training_step
+
+        def training_step(self: DistillationTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if self.source is None and self.state.global_step == 1:
+                raise Killed
+            return begin(self, *args, **kwargs)
+
+        patch.setattr(DistillationTrainer, "training_step", training_step)
+        with pytest.raises(Killed):
+            train(tmp_path / "cut", stages=two)
+    steps.clear()
+    resumed = train(tmp_path / "cut", stages=two)
+    assert "stage first: done in an earlier run" in capsys.readouterr().err
+    assert len(steps) == 2 * 3
+    assert train.source.rows == []
+    assert same(resumed, whole)
+    assert list(resumed.history) == ["first", "second"]
+
+
+def test_half_written_checkpoints_are_ignored_and_removed(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((5, "{}"), (20, '{"epoch": 1}'), (100, '{"epoch": '), (300, None), (90, "")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"")
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-5"]
+
+
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+
+def test_a_student_opens_without_limbeck(train, tmp_path):
+    trained = train(tmp_path, **{"training.epochs": 1})
+    folder, texts = tmp_path / "student", ["a good film", "the awful soup was bad and poor", "we felt happy"]
+    code = """
+import sys
+sys.modules["limbeck"] = None  # any import of it fails
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+batch = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2:], padding=True, return_tensors="pt")
+with torch.no_grad():
+    torch.save([model(**batch).logits, model.config.id2label, model.config.limbeck], "logits.pt")
+"""
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", code, folder, *texts], check=True, cwd=tmp_path, env=clean, timeout=120)
+    logits, names, origin = torch.load(tmp_path / "logits.pt")
+    expected = HuggingFaceModel(trained.checkpoint, TWO, 32).ask(Dataset.from_dict({"text": texts})).logits
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).min() > 0.01
+    assert names == dict(enumerate(LABELS))
+    assert origin == {"initialisation": {"from": "teacher", "layers": [0, 3]}}
+
+
+def test_saving_replaces_a_folder_whole(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "leftover.bin").write_bytes(b"")
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial" / "half").write_bytes(b"")
+    model = make_model()
+    save_model(Checkpoint(model, make_tokenizer(), "m"), folder)
+    assert files(tmp_path) == {
+        f"model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    }
+    opened = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    assert all(torch.equal(tensor, opened[key]) for key, tensor in model.state_dict().items())
+    assert AutoTokenizer.from_pretrained(folder).tokenize("good soup") == ["good", "soup"]

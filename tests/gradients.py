@@ -14,15 +14,18 @@ from transformers import TrainerCallback, TrainingArguments
 
 from limbeck import hardware
 from limbeck.checkpoints import Checkpoint
+from limbeck.data import Splits
 from limbeck.knowledge import label_texts, labelling, store
 from limbeck.objectives import build_terms
+from limbeck.recipe import load
 from limbeck.recipe.schema import Objectives
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
 from limbeck.teachers import HuggingFaceModel
-from limbeck.training import DistillationTrainer
+from limbeck.training import DistillationTrainer, Trained, train_stages
 
 TWO = Task("classification", LABELS)
+SHARD_ROWS = 3
 CERTAIN = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
 
@@ -96,20 +99,37 @@ def capture_gradient(
     return gradient.found, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def main(folder: Path) -> None:
-    """What the two processes of the test do."""
-    group = hardware.processes()
-    folder.mkdir(parents=True, exist_ok=True)
-    store.SHARD_ROWS = labelling.SHARD_ROWS = 3
+def label_eleven(folder: Path) -> None:
+    """Ask a teacher about eleven examples: four shards of `SHARD_ROWS`, the last of two."""
     teacher = HuggingFaceModel(Checkpoint(make_model(seed=5), make_tokenizer(), "teacher"), TWO, 32)
     texts = Dataset.from_list([{"text": row["text"]} for row in make_reviews(11, seed=2)])
     label_texts(teacher, texts, TWO, folder / "knowledge")
-    if group.num_processes > 1:
-        for batch_size, accumulation in ((4, 1), (2, 2)):
-            gradient, history = capture_gradient(folder / "trainer", batch_size, accumulation)
-            kept = {"gradient": gradient, "history": history}
-            torch.save(kept, folder / f"{batch_size}x{accumulation}-{group.process_index}.pt")
-        torch.distributed.destroy_process_group()
+
+
+def train_on_eight(folder: Path, batch_size: int) -> Trained:
+    """A stage of two epochs on the eight examples, to its end."""
+    settings = {"epochs": 2, "batch_size": batch_size, "learning_rate": 1e-3, "precision": "float32"}
+    stage = {"name": "hinton", "objectives": objective().model_dump()}
+    recipe = load(
+        {"data": "unused", "teacher": "unused", "output": str(folder / "run"), "stages": [stage], "training": settings}
+    )
+    table = mixed_examples()
+    known = table.filter(lambda row: row["label"] >= 0)
+    student = Checkpoint(make_model(**CERTAIN), make_tokenizer(), "student")
+    splits = Splits(known, known, known, table)
+    return train_stages("student", student, recipe.stages, recipe, TWO, splits, said_by_teacher())
+
+
+def main(folder: Path) -> None:
+    """What each of the test's processes does."""
+    rank = hardware.processes().process_index
+    store.SHARD_ROWS = labelling.SHARD_ROWS = SHARD_ROWS
+    label_eleven(folder)
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        gradient, history = capture_gradient(folder / "trainer", batch_size, accumulation)
+        torch.save({"gradient": gradient, "history": history}, folder / f"{batch_size}x{accumulation}-{rank}.pt")
+    train_on_eight(folder, 4)
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -167,6 +167,17 @@ def test_label_then_distill_reuses_what_was_said(
     assert "reused 146 examples" in printed
 
 
+def test_text_without_labels_is_labelled_whole(
+    command: Any, tmp_path: Path, tiny_teacher_dir: Path, unlabelled_csv: Path
+) -> None:
+    code, printed = command("label", f"teacher={tiny_teacher_dir}", f"data={unlabelled_csv}", f"output={tmp_path}/a")
+    assert code == 0, printed
+    assert "no label column" in printed
+    (store,) = (tmp_path / "a" / "knowledge").iterdir()
+    said = load_from_disk(str(store))
+    assert (len(said), said.column_names) == (50, ["text", "logits"])
+
+
 def test_train_then_distill_from_the_run_folder(
     command: Any, tmp_path: Path, tiny_model_dir: Path, reviews_csv: Path
 ) -> None:

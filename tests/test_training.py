@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,20 @@ import pytest
 import torch
 from conftest import LABELS, make_model, make_tokenizer, numbered
 from datasets import Dataset
-from gradients import capture_gradient, mixed_examples, objective, said_by_teacher
+from gradients import (
+    SHARD_ROWS,
+    capture_gradient,
+    label_eleven,
+    mixed_examples,
+    objective,
+    said_by_teacher,
+    train_on_eight,
+)
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import Splits
+from limbeck.knowledge import labelling, store
 from limbeck.objectives import build_terms
 from limbeck.recipe import Recipe
 from limbeck.signals import Signals
@@ -87,14 +97,16 @@ def test_the_last_update_of_an_epoch_may_be_smaller(tmp_path):
             assert entry[term.name] == pytest.approx(mean.item(), rel=1e-5)
 
 
-def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path):
-    """Runs gradients.py under torchrun: labelling and training as 2x4 and 2x2x2 examples."""
+def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path, monkeypatch):
+    """Runs gradients.py under torchrun: labelling, one update as 2x4 and 2x2x2 examples, and a stage to its end."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(TESTS / "gradients.py")]
     done = subprocess.run(
         [sys.executable, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    subprocess.run([sys.executable, TESTS / "gradients.py", tmp_path / "one"], check=True, timeout=180)
+    for room in (store, labelling):
+        monkeypatch.setattr(room, "SHARD_ROWS", SHARD_ROWS)
+    label_eleven(tmp_path / "one")
     exact = micro_gradient(8)
     _, history = capture_gradient(tmp_path / "here", 8, 1)
     for name in ("4x1", "2x2"):
@@ -108,6 +120,14 @@ def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path):
     )
     assert len([name for name in one if name.endswith(".arrow")]) == 4
     assert one == two  # each process wrote its own shards, and the store is byte for byte that of one process
+    alone = train_on_eight(tmp_path / "one", 8).history["hinton"]
+    trained = json.loads((tmp_path / "two" / "run" / "logs" / "student.json").read_text())["history"]["hinton"]
+    assert [entry["step"] for entry in trained] == [entry["step"] for entry in alone]
+    assert trained[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
+    accuracies = [[entry["eval_accuracy"] for entry in each if "eval_accuracy" in entry] for each in (trained, alone)]
+    assert accuracies[0] == accuracies[1]
+    assert files(tmp_path / "two" / "run") == files(tmp_path / "one" / "run")
+    open_classifier(str(tmp_path / "two" / "run"))
 
 
 # --- what is logged -------------------------------------------------------------------------------------------------
@@ -374,6 +394,21 @@ def test_killed_after_the_last_step(where, train, whole_run, steps, tmp_path, mo
     assert same(resumed, whole_run)
     assert losses(resumed) == losses(whole_run)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_the_time_of_all_runs_is_counted(train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 5)
+        killed = DistillationTrainer.training_step
+
+        def slowly(self: DistillationTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+            time.sleep(1.0 if self.state.global_step == 1 else 0)
+            return killed(self, *args, **kwargs)
+
+        patch.setattr(DistillationTrainer, "training_step", slowly)
+        with pytest.raises(Killed):
+            train(tmp_path)
+    assert train(tmp_path).seconds["distill"] > 1.0
 
 
 def test_a_finished_model_is_reused(train, whole_run, steps, tmp_path, capsys):

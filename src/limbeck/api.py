@@ -11,16 +11,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import data as data_room
 from limbeck import recipe as recipe_room
+from limbeck import run as run_room
 from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
 from limbeck.errors import InputError
-from limbeck.evaluation import evaluate_models
+from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
-from limbeck.folder import RunFolder
 from limbeck.knowledge import Store
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Evaluation
-from limbeck.run import Run, ask_teacher, prepare, run
+from limbeck.run import Run, run
 from limbeck.signals import Asked
 from limbeck.teachers import HuggingFaceModel
 
@@ -84,15 +84,13 @@ def label(
 ) -> Store:
     """Ask the teacher once over the transfer set that `distill` with the same arguments would use, and keep it.
 
+    Data without labels needs no more than text; the teacher is then asked about all of it.
+
     Returns:
         The store, in `KNOWLEDGE/KEY` (by default under `OUTPUT/knowledge`); `datasets.load_from_disk` opens it too.
     """
     checked, objects = _resolve(recipe, {"teacher": teacher, "data": data, "output": output, **settings})
-    with full_disk_explained():
-        store = ask_teacher(checked, prepare(checked, objects, RunFolder(Path(checked.output))))
-    if store is None:
-        raise InputError("no teacher to ask; give teacher=MODEL")
-    return store
+    return run_room.label(checked, objects)
 
 
 def evaluate(
@@ -139,7 +137,12 @@ def evaluate(
         if name in opened:
             check_tokenizer(opened[name], test["text"][:200])
             models[name] = HuggingFaceModel(opened[name], resolved, max_length)
-    return evaluate_models(models, test, resolved, Evaluation(**settings), seed)
+    evaluation = Evaluation(**settings)
+    return {
+        "task": describe_task(resolved, evaluation),
+        "data": {"test": len(test)},
+        **evaluate_models(models, test, resolved, evaluation, seed),
+    }
 
 
 def export(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -16,7 +17,7 @@ from limbeck import data, hardware
 from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
 from limbeck.data import Splits
 from limbeck.errors import InputError
-from limbeck.evaluation import evaluate_models
+from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.exporting import OnnxModel, export_model
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
@@ -80,8 +81,10 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
     """
     with full_disk_explained():
         folder = RunFolder(Path(recipe.output))
+        if recipe.export.formats:
+            require_onnx()
         ready = prepare(recipe, objects or {}, folder)
-        knowledge = ask_teacher(recipe, ready)
+        knowledge = ask_teacher(recipe, ready.teachers, ready.task, ready.splits.transfer)
         trained = train(recipe, ready, knowledge)
         name, main = next(iter(trained.items()))
         if not hardware.processes().is_main_process:
@@ -98,12 +101,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
     transformers_logging.disable_progress_bar()
     folder.check(recipe)
-    if recipe.export.formats:
-        require_onnx()
-    teachers = [
-        _open(each.model, objects) or open_classifier(each.model, each.revision, each.trust_remote_code)
-        for each in (recipe.teacher.models if recipe.teacher else [])
-    ]
+    teachers = open_teachers(recipe, objects)
     raw = data.read_all(recipe.data, objects)
     columns = data.find_columns(raw.train, recipe.data)
     if columns.inferred:
@@ -129,16 +127,50 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     return Prepared(task, splits, teachers, student)
 
 
-def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | None:
+def open_teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
+    """Every model the recipe names as teacher, with its tokenizer; see `open_classifier` for what is refused."""
+    return [
+        _open(each.model, objects) or open_classifier(each.model, each.revision, each.trust_remote_code)
+        for each in (recipe.teacher.models if recipe.teacher else [])
+    ]
+
+
+def ask_teacher(recipe: Recipe, teachers: list[Checkpoint], task: Task, texts: Dataset) -> Store | None:
     """The teacher's knowledge about the transfer set, asked for once."""
     if recipe.teacher is None:
         return None
-    teacher = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
+    teacher = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
     root = Path(recipe.knowledge or Path(recipe.output) / "knowledge")
-    store = label_texts(teacher, ready.splits.transfer, ready.task, root, recipe.teacher.features)
-    for each in ready.teachers:
+    store = label_texts(teacher, texts, task, root, recipe.teacher.features)
+    for each in teachers:
         each.model.cpu()  # the accelerator's memory is the student's now
     return store
+
+
+def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store:
+    """Ask the teacher about the transfer set that `run` would use; where there are no labels, about every text.
+
+    Raises:
+        InputError: as `run`.
+    """
+    objects = objects or {}
+    if recipe.teacher is None:
+        raise InputError("no teacher to ask; give teacher=MODEL")
+    with full_disk_explained():
+        table = data.read(recipe.data.train, "train", objects)
+        if recipe.data.label or data.label_column(table):
+            ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
+            store = ask_teacher(recipe, ready.teachers, ready.task, ready.splits.transfer)
+        else:
+            say("data: no label column; the teacher is asked about every text")
+            columns = data.find_columns(table, recipe.data, labelled=False)
+            teachers = open_teachers(recipe, objects)
+            task = Task(recipe.task.kind, label_names(teachers[0].model.config), pair=len(columns.text) == 2)
+            texts = data.labelled_table(table, columns, task, "train")
+            check_tokenizer(teachers[0], texts["text"][:200])
+            store = ask_teacher(recipe, teachers, task, texts)
+        assert store is not None
+        return store
 
 
 def train(recipe: Recipe, ready: Prepared, knowledge: Store | None) -> dict[str, Trained]:
@@ -182,12 +214,11 @@ def measure(
         models["baseline"] = HuggingFaceModel(trained["baseline"].checkpoint, task, length)
     for name, path in exports.items():
         models[f"student_{name}"] = OnnxModel(path, first.checkpoint, task, length)
-    metric = task.main_metric(recipe.evaluation.metric)
     metrics = {
         "version": METRICS_VERSION,
         "recipe": recipe_hash,
         "method": recipe.about.title if recipe.about else None,
-        "task": {"kind": task.kind, "labels": list(task.labels), "metric": metric, "pair": task.pair},
+        "task": describe_task(task, recipe.evaluation),
         "data": {name: len(getattr(ready.splits, name)) for name in ("train", "transfer", "validation", "test")}
         | {"notices": ready.splits.notices},
         "machine": hardware.describe(),

@@ -1,6 +1,6 @@
 """Reading, checking and splitting examples."""
 
-from limbeck.data.columns import Columns, find_columns
+from limbeck.data.columns import Columns, find_columns, label_column
 from limbeck.data.labels import resolve_task
 from limbeck.data.reading import RawData, read, read_all
 from limbeck.data.splitting import Splits, labelled_table, split
@@ -10,6 +10,7 @@ __all__ = [
     "RawData",
     "Splits",
     "find_columns",
+    "label_column",
     "labelled_table",
     "read",
     "read_all",

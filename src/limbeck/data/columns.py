@@ -53,7 +53,7 @@ def find_columns(table: Dataset, data: Data, labelled: bool = True) -> Columns:
                 raise InputError(f"data.{key} names column '{name}', which is not in the data; {nearest(name, names)}")
     label = stated_label if labelled else ()
     if labelled and not label:
-        label = _only(name for name in LABELS if name in names)
+        label = label_column(table)
         if not label:
             raise InputError(f"cannot tell the label column among {', '.join(names)}; add data.label=NAME")
     text = stated_text or _infer_text(table, label)
@@ -63,6 +63,11 @@ def find_columns(table: Dataset, data: Data, labelled: bool = True) -> Columns:
             raise InputError(f"text column '{name}' holds {kind}, not text; add data.text=NAME")
     inferred = (() if stated_text else text) + (() if stated_label else label)
     return Columns(text, label, inferred)
+
+
+def label_column(table: Dataset) -> tuple[str, ...]:
+    """The label column by its usual names, or none."""
+    return _only(name for name in LABELS if name in table.column_names)
 
 
 def _infer_text(table: Dataset, label: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 """What was kept: quality, fidelity, calibration, speed, size; every model through the same code."""
 
-from limbeck.evaluation.evaluate import evaluate_models
+from limbeck.evaluation.evaluate import describe_task, evaluate_models
 
-__all__ = ["evaluate_models"]
+__all__ = ["describe_task", "evaluate_models"]

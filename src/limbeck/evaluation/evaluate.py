@@ -18,6 +18,12 @@ from limbeck.tasks.task import Array
 SHOWN = 30
 
 
+def describe_task(task: Task, settings: Evaluation) -> dict[str, Any]:
+    """The task as `metrics.json` states it."""
+    metric = task.main_metric(settings.metric)
+    return {"kind": task.kind, "labels": list(task.labels), "metric": metric, "pair": task.pair}
+
+
 def evaluate_models(
     models: dict[str, Asked], test: Dataset, task: Task, settings: Evaluation, seed: int
 ) -> dict[str, Any]:

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from limbeck import hardware
-from limbeck.checkpoints import Checkpoint, open_classifier
+from limbeck.checkpoints import Checkpoint
 from limbeck.recipe.schema import Teacher
 from limbeck.signals import Asked
 from limbeck.tasks import Task
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.huggingface import HuggingFaceModel
-
-
-def open_checkpoints(teacher: Teacher) -> list[Checkpoint]:
-    """Every model the recipe names, with its tokenizer; see `open_classifier` for what is refused."""
-    return [open_classifier(model.model, model.revision, model.trust_remote_code) for model in teacher.models]
 
 
 def open_teacher(

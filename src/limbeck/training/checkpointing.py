@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from limbeck import hardware
 from limbeck.checkpoints import Checkpoint
-from limbeck.files import sync_folder
+from limbeck.files import read_json, sync_folder, write_json
 from limbeck.progress import say
 
 
@@ -52,6 +53,31 @@ def save_model(checkpoint: Checkpoint, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     sync_folder(folder.parent)
+
+
+class Clock(TrainerCallback):
+    """The wall time of training over all runs that a stage takes, noted with each checkpoint."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+        self.earlier: float = read_json(note) if note.exists() else 0.0
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self.earlier + time.monotonic() - self.started
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Note the time; a run that goes on from this checkpoint adds to it."""
+        if state.is_world_process_zero:
+            write_json(self.note, self.seconds)
 
 
 class Bars(ProgressCallback):

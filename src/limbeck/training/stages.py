@@ -22,7 +22,7 @@ from limbeck.progress import say
 from limbeck.recipe.schema import Recipe, Stage, Training
 from limbeck.signals import SignalSource
 from limbeck.tasks import Task, collate, encode
-from limbeck.training.checkpointing import Bars, last_checkpoint, save_model
+from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, save_model
 from limbeck.training.trainer import DistillationTrainer
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -139,8 +139,10 @@ def _run_stage(
     resumed = last_checkpoint(workplace)
     if resumed:
         say(f"stage {stage.name}: going on from {resumed}")
-    result = trainer.train(resume_from_checkpoint=resumed)
-    record = {"history": trainer.state.log_history, "seconds": result.metrics["train_runtime"]}
+    clock = Clock(workplace / "seconds.json")
+    trainer.add_callback(clock)
+    trainer.train(resume_from_checkpoint=resumed)
+    record = {"history": trainer.state.log_history, "seconds": clock.seconds}
     if group.is_main_process:
         save_model(checkpoint, workplace / "model")
         write_json(workplace / "done.json", record)
@@ -179,7 +181,7 @@ def _arguments(training: Training, recipe: Recipe, workplace: Path, examples: in
         load_best_model_at_end=True,
         metric_for_best_model=metric,
         greater_is_better=True,
-        save_total_limit=1,
+        save_total_limit=2,  # the best and the last; with 1 the last is deleted before our own model is saved
         logging_steps=max(1, steps // 50),
         report_to=training.report_to or "none",
         seed=recipe.seed,

@@ -1,6 +1,6 @@
 """Limbeck against TextBrewer 0.2.1's GeneralDistiller: the whole training of one student, in one interleaved run.
 
-    python benchmarks/textbrewer.py --teacher runs/demo/teacher/model --data .cache/demo/reviews.csv
+    python benchmarks/peer_textbrewer.py --teacher runs/demo/teacher/model --data .cache/demo/reviews.csv
 
 Same teacher, student (half of the teacher's layers), sentences, batch size and epochs. Limbeck's time holds
 tokenising, asking the teacher once, training, a validation and a checkpoint per epoch. TextBrewer's holds
@@ -39,7 +39,7 @@ def limbeck_seconds(rules: recipe.Recipe, ready: Prepared, folder: str) -> float
     rules = rules.model_copy(update={"output": folder})
     mine = Prepared(ready.task, ready.splits, ready.teachers, copy.deepcopy(ready.student))
     started = time.perf_counter()
-    train(rules, mine, ask_teacher(rules, mine))
+    train(rules, mine, ask_teacher(rules, mine.teachers, mine.task, mine.splits.transfer))
     return time.perf_counter() - started
 
 
@@ -109,7 +109,7 @@ def prepare(options: argparse.Namespace) -> tuple[recipe.Recipe, Prepared]:
     task = data.resolve_task(raw.train, columns, "classification", None, label_names(teacher.model.config))
     splits = data.split(raw, columns, task, options.seed)
     kept = splits.train.select(range(options.examples))
-    splits = Splits(kept, splits.validation.select(range(100)), splits.test, kept)
+    splits = Splits(kept, splits.validation.select(range(min(100, len(splits.validation)))), splits.test, kept)
     return rules, Prepared(task, splits, [teacher], build_student(rules.student, None, teacher, task, options.seed))
 
 
@@ -142,7 +142,7 @@ def main() -> None:
         },
     }
     Path("benchmarks/results").mkdir(exist_ok=True)
-    Path("benchmarks/results/textbrewer.json").write_text(json.dumps(result, indent=1) + "\n")
+    Path("benchmarks/results/peer_textbrewer.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -415,8 +415,10 @@ def test_schema_methods_doctor_and_help(command: Any) -> None:
     assert "teacher=DIR" in printed
 
 
-def test_docs_are_those_of_the_schema() -> None:
+def test_docs_are_those_of_the_schema_and_the_benchmarks() -> None:
     root = Path(__file__).parent.parent
     namespace: dict[str, Any] = {"__file__": str(root / "docs" / "generate.py"), "__name__": "generate"}
     exec((root / "docs" / "generate.py").read_text(), namespace)
     assert (root / "docs" / "recipe.md").read_text() == namespace["render"](), "run make docs"
+    readme = (root / "README.md").read_text()
+    assert readme == namespace["readme"](readme), "run make docs"

@@ -11,13 +11,12 @@ from conftest import ARCHITECTURES, LABELS, make_model, make_reviews, make_token
 from datasets import Dataset
 from scipy.special import expit, log_softmax, logit, softmax
 
-from limbeck.checkpoints import Checkpoint
+from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Teacher
 from limbeck.signals import mean_signals
 from limbeck.tasks import Task
 from limbeck.teachers import Ensemble, HuggingFaceModel, open_teacher
-from limbeck.teachers.loading import open_checkpoints
 
 TWO = Task("classification", LABELS)
 PAIR = Task("classification", LABELS, pair=True)
@@ -237,13 +236,17 @@ def test_the_fingerprint_of_an_ensemble_covers_all_its_answer_depends_on():
     assert ensemble([0, 1], "logits").fingerprint == prints[0]
 
 
+def opened(section):
+    return [open_classifier(each.model) for each in section.models]
+
+
 def test_open_teacher(tmp_path, texts):
     folders = [str(save_model(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
     one = Teacher(models=[folders[0]])
-    assert isinstance(open_teacher(open_checkpoints(one), one, TWO, 32), HuggingFaceModel)
+    assert isinstance(open_teacher(opened(one), one, TWO, 32), HuggingFaceModel)
     both = Teacher(models=[folders[0], {"model": folders[1], "weight": 3}], combine="logits", batch_size=4)
-    opened = open_teacher(open_checkpoints(both), both, TWO, 32, "float32")
-    assert opened.members[0].batch_size == 4
-    assert opened.parameters == 2 * teacher().parameters
+    several = open_teacher(opened(both), both, TWO, 32, "float32")
+    assert several.members[0].batch_size == 4
+    assert several.parameters == 2 * teacher().parameters
     expected = ensemble([0, 1], "logits", [1.0, 3.0]).ask(texts).logits
-    np.testing.assert_allclose(opened.ask(texts).logits, expected, atol=1e-5)
+    np.testing.assert_allclose(several.ask(texts).logits, expected, atol=1e-5)

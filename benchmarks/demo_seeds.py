@@ -47,7 +47,9 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
 def summary(values: list[float]) -> dict[str, Any]:
     """Mean and 95 % t interval."""
     mean = float(np.mean(values))
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    if len(values) == 1:
+        return {"mean": mean, "low": mean, "high": mean, "values": values}
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": values}
 
 

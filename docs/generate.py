@@ -149,13 +149,13 @@ def speed() -> str:
     ratios, options = found["textbrewer over limbeck"], found["options"]
     documented, dynamic = ratios["max_length"], ratios["longest"]
     return (
-        f"Training the demo's student ({options['examples']:,} sentences, 3 epochs, batch size 32; labelling, validation "
-        f"and checkpoints included) is **{documented['median']:.1f} times faster** ({documented['low']:.1f} to "
-        f"{documented['high']:.1f} over {options['rounds']} rounds of one interleaved run) than TextBrewer 0.2.1's "
-        "`GeneralDistiller` set up as in its own SST-2 notebook, which pads every sentence to 128 tokens. Given batches "
-        f"padded to their own longest sentence, TextBrewer takes {dynamic['median']:.1f} times as long "
-        f"({dynamic['low']:.1f} to {dynamic['high']:.1f}). On {_machine(found)}, by "
-        "`python benchmarks/peer_textbrewer.py`."
+        f"Training the demo's student ({options['examples']:,} sentences, 3 epochs, batch size 32; labelling, "
+        f"validation and checkpoints included) is **{documented['median']:.1f} times faster** "
+        f"({documented['low']:.1f} to {documented['high']:.1f} over {options['rounds']} rounds of one interleaved "
+        "run) than TextBrewer 0.2.1's `GeneralDistiller` set up as in its own SST-2 notebook, which pads every "
+        "sentence to 128 tokens. Given batches padded to their own longest sentence, TextBrewer takes "
+        f"{dynamic['median']:.1f} times as long ({dynamic['low']:.1f} to {dynamic['high']:.1f}). "
+        f"On {_machine(found)}, by `python benchmarks/peer_textbrewer.py`."
     )
 
 

@@ -219,16 +219,12 @@ def test_other_tasks_end_to_end(kind: str, tmp_path: Path) -> None:
     assert (tmp_path / "d" / "report.html").stat().st_size > 10_000
 
 
-def test_two_processes_make_the_student_of_one(tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path) -> None:
-    # The same global batch: 16 on one process, 8 on each of two. Without dropout only the sum's order differs.
-    teacher = shutil.copytree(tiny_teacher_dir, tmp_path / "teacher")
-    config = json.loads((teacher / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (teacher / "config.json").write_text(json.dumps(config))
-    words = ["distill", f"teacher={teacher}", f"data={reviews_csv}", "baseline=false", "export=[]", *QUICK]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines",
-              "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "limbeck"]  # fmt: skip
+def test_two_processes_train_one_student(tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path) -> None:
+    words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "baseline=false", "export=[]", *QUICK]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Accelerate starts several processes only when told --multi_gpu; where there is no GPU they speak over gloo.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "limbeck"]  # fmt: skip
     two = [*launch, *words, f"output={tmp_path}/two", "training.batch_size=8"]
     done = subprocess.run(two, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -239,7 +235,7 @@ def test_two_processes_make_the_student_of_one(tmp_path: Path, tiny_teacher_dir:
     assert stores[0][0].read_bytes() == stores[1][0].read_bytes()
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     steps = [metric["training"]["student"]["history"]["distill"][-1]["step"] for metric in metrics]
-    assert steps[0] == steps[1]
+    assert steps[0] == steps[1]  # 16 examples to a step on one process, 8 on each of two
     assert "report:" in done.stdout
     assert done.stdout.count("report:") == 1
 

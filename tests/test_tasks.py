@@ -116,7 +116,7 @@ def single(*texts: str, **columns: list) -> Dataset:
 
 def test_encode_single_texts(tokenizer):
     encoded = encode(single("good soup", "the film was awful", label=[1, 0]), tokenizer, THREE, 32)
-    assert encoded.column_names == ["input_ids", "length", "row", "labels"]
+    assert encoded.column_names == ["input_ids", "length", "labels", "row"]
     assert tokenizer.convert_ids_to_tokens(encoded[0]["input_ids"]) == ["[CLS]", "good", "soup", "[SEP]"]
     assert encoded["length"][:] == [4, 6]
     assert encoded["row"][:] == [0, 1]

@@ -46,7 +46,7 @@ def distill(words: Words = None) -> None:
 
     - `limbeck distill recipe.yaml stages.distill.objectives.soft_targets.temperature=4`
 
-    - `accelerate launch --num_processes 2 -m limbeck distill recipe.yaml`
+    - `accelerate launch --multi_gpu -m limbeck distill recipe.yaml`
     """
     from limbeck import api
 

@@ -23,6 +23,7 @@ from limbeck.errors import LimbeckError, missing_extra
 from limbeck.files import sha256
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
+from limbeck.tasks.text import Batch, encode_batch
 from limbeck.teachers.huggingface import length_sorted_batches
 
 FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
@@ -190,20 +191,19 @@ class OnnxModel:
         encoded = encode(texts, self.tokenizer, self.task, self.length)
         logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
         for rows, examples in length_sorted_batches(encoded, self.batch_size):
-            logits[rows] = self._run(self._prepare(examples))
+            logits[rows] = self._run(self._arrays(collate(examples, self.tokenizer)))
         return Signals(logits)
 
     def runner(self, texts: Dataset) -> Callable[[], None]:
         """A function that runs the model once on these texts as one batch; they are tokenised beforehand."""
-        inputs = self._prepare(list(encode(texts, self.tokenizer, self.task, self.length)))
+        inputs = self._arrays(encode_batch(texts, self.tokenizer, self.task, self.length))
 
         def run() -> None:
             self._run(inputs)
 
         return run
 
-    def _prepare(self, examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        batch = collate(examples, self.tokenizer)
+    def _arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         return {name: batch[name].numpy() for name in self.inputs}
 
     def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:

@@ -27,24 +27,9 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max
         Columns `input_ids`, `token_type_ids` where the model reads them for pairs, `length`, `row` (the example's
         number in `dataset`) and `labels` where there were some.
     """
-    segments = task.pair and "token_type_ids" in tokenizer.model_input_names
 
     def tokenise(columns: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
-        pair = columns["text_pair"] if task.pair else None
-        encoded = tokenizer(
-            columns["text"],
-            pair,
-            truncation=True,
-            max_length=max_length,
-            return_attention_mask=False,
-            return_token_type_ids=segments,
-        )
-        out = {"input_ids": encoded["input_ids"], "length": [len(ids) for ids in encoded["input_ids"]], "row": rows}
-        if segments:
-            out["token_type_ids"] = encoded["token_type_ids"]
-        if "label" in columns:
-            out["labels"] = columns["label"]
-        return out
+        return _tokenise(columns, tokenizer, task, max_length) | {"row": rows}
 
     return dataset.map(
         tokenise,
@@ -55,6 +40,34 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max
         keep_in_memory=not dataset.cache_files,
         desc="Tokenising",
     )
+
+
+def encode_batch(texts: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> Batch:
+    """A few examples as one batch, without the cost of making a dataset of their tokens."""
+    columns = _tokenise(texts[:], tokenizer, task, max_length) | {"row": list(range(len(texts)))}
+    return collate(
+        [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)], tokenizer
+    )
+
+
+def _tokenise(
+    columns: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int
+) -> dict[str, list[Any]]:
+    segments = task.pair and "token_type_ids" in tokenizer.model_input_names
+    encoded = tokenizer(
+        columns["text"],
+        columns["text_pair"] if task.pair else None,
+        truncation=True,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=segments,
+    )
+    out = {"input_ids": encoded["input_ids"], "length": [len(ids) for ids in encoded["input_ids"]]}
+    if segments:
+        out["token_type_ids"] = encoded["token_type_ids"]
+    if "label" in columns:
+        out["labels"] = columns["label"]
+    return out
 
 
 def collate(examples: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:

@@ -23,7 +23,7 @@ from limbeck.checkpoints import (
 from limbeck.errors import InputError
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
-from limbeck.tasks.text import Batch
+from limbeck.tasks.text import Batch, encode_batch
 
 
 def length_sorted_batches(encoded: Dataset, size: int) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
@@ -91,11 +91,6 @@ class HuggingFaceModel:
         """The examples as this model's tokens."""
         return encode(texts, self.tokenizer, self.task, self.length)
 
-    def prepare(self, examples: list[dict[str, Any]]) -> Batch:
-        """Encoded examples as this model's inputs, on its device."""
-        batch = collate(examples, self.tokenizer)
-        return {k: v.to(self.model.device) for k, v in batch.items() if k not in ("row", "labels")}
-
     @torch.inference_mode()
     def forward(self, batch: Batch, hidden: bool = False) -> Any:  # noqa: ANN401
         """The model's own output for prepared inputs."""
@@ -115,7 +110,7 @@ class HuggingFaceModel:
         logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
         states: dict[int, np.ndarray] = {}
         for rows, examples in length_sorted_batches(encoded, self.batch_size):
-            output = self.forward(self.prepare(examples), hidden=bool(layers))
+            output = self.forward(self._place(collate(examples, self.tokenizer)), hidden=bool(layers))
             logits[rows] = output.logits.float().cpu().numpy()
             for number, layer in layers.items():
                 cls = output.hidden_states[layer][:, 0].to(torch.float16).cpu().numpy()
@@ -124,7 +119,7 @@ class HuggingFaceModel:
 
     def runner(self, texts: Dataset) -> Callable[[], None]:
         """A function that runs the model once on these texts as one batch; they are tokenised beforehand."""
-        batch = self.prepare(list(self.encode(texts)))
+        batch = self._place(encode_batch(texts, self.tokenizer, self.task, self.length))
 
         def run() -> None:
             self.forward(batch)
@@ -132,6 +127,9 @@ class HuggingFaceModel:
                 torch.cuda.synchronize()
 
         return run
+
+    def _place(self, batch: Batch) -> Batch:
+        return {k: v.to(self.model.device) for k, v in batch.items() if k not in ("row", "labels")}
 
     def _layer(self, number: int) -> int:
         depth = int(self.model.config.num_hidden_layers)

@@ -183,6 +183,7 @@ def _arguments(training: Training, recipe: Recipe, workplace: Path, examples: in
         greater_is_better=True,
         save_total_limit=2,  # the best and the last; with 1 the last is deleted before our own model is saved
         logging_steps=max(1, steps // 50),
+        logging_nan_inf_filter=False,  # it would wait for the device every step
         report_to=training.report_to or "none",
         seed=recipe.seed,
         ddp_find_unused_parameters=False,

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from limbeck.evaluation import evaluate_models, quality
-from limbeck.evaluation.statistics import bootstrap, interval, paired_test
+from limbeck.evaluation.statistics import bootstrap, interval, paired_test, resamples
 from limbeck.recipe.schema import Evaluation
 from limbeck.signals import Signals
 from limbeck.tasks import Task
@@ -159,3 +159,15 @@ def test_multi_label_and_regression_go_the_same_way(task: Task) -> None:
         assert found["teacher"]["quality"]["exact_match"]["value"] == 1.0
     else:
         assert found["teacher"]["quality"]["mae"]["value"] == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_metrics_from_counts_are_those_of_scikit_learn(classes):
+    task = Task("classification", tuple("abcde"[:classes]))
+    generator = np.random.default_rng(classes)
+    labels = generator.integers(0, classes, 12)
+    for predicted in (generator.integers(0, classes, 12), np.zeros(12, dtype=int), labels):
+        draws = bootstrap(task.metrics, labels, predicted, 40, 3)
+        for number, rows in enumerate(resamples(12, 40, 3)):
+            for name, metric in task.metrics.items():
+                assert draws[name][number] == pytest.approx(metric(labels[rows], predicted[rows]), abs=1e-12)

@@ -31,7 +31,7 @@ from limbeck.data import Splits
 from limbeck.run import Prepared, ask_teacher, train
 from limbeck.students import build_student
 
-BATCH, EPOCHS, RATE = 32, 3, 1e-4
+BATCH, EPOCHS, RATE = 16, 3, 1e-4  # the demo's
 
 
 def limbeck_seconds(rules: recipe.Recipe, ready: Prepared, folder: str) -> float:
@@ -134,7 +134,7 @@ def main() -> None:
         for name in ("max_length", "longest")
     }
     result = {
-        "options": vars(options),
+        "options": {**vars(options), "batch_size": BATCH, "epochs": EPOCHS},
         "machine": hardware.describe(),
         "seconds": seconds,
         "textbrewer over limbeck": {

@@ -149,7 +149,8 @@ def speed() -> str:
     ratios, options = found["textbrewer over limbeck"], found["options"]
     documented, dynamic = ratios["max_length"], ratios["longest"]
     return (
-        f"Training the demo's student ({options['examples']:,} sentences, 3 epochs, batch size 32; labelling, "
+        f"Training the demo's student ({options['examples']:,} sentences, {options['epochs']} epochs, "
+        f"batch size {options['batch_size']}; labelling, "
         f"validation and checkpoints included) is **{documented['median']:.1f} times faster** "
         f"({documented['low']:.1f} to {documented['high']:.1f} over {options['rounds']} rounds of one interleaved "
         "run) than TextBrewer 0.2.1's `GeneralDistiller` set up as in its own SST-2 notebook, which pads every "

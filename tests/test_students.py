@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import LABELS, make_model, make_tokenizer, save_model
-from transformers import AutoModelForSequenceClassification, BartConfig, BartForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    PreTrainedModel,
+)
 
 from limbeck.anatomy import layer_list
 from limbeck.checkpoints import Checkpoint, open_classifier
@@ -178,9 +185,17 @@ def test_shared_layers_and_two_stacks_are_refused_in_a_sentence():
         "max_position_embeddings": 32,
     }
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    bart = BartForSequenceClassification(BartConfig(encoder_layers=2, decoder_layers=2, **size, **heads))
-    with pytest.raises(InputError, match=r"bart has no single stack of 2 layers to cut \(two stacks\)"):
-        keep_layers(bart, [0])
+    for decoder in (2, 1):
+        bart = BartForSequenceClassification(BartConfig(encoder_layers=2, decoder_layers=decoder, **size, **heads))
+        with pytest.raises(InputError, match=r"bart has no single stack of 2 layers to cut \(two stacks\)"):
+            keep_layers(bart, [0])
+
+
+def test_settings_by_layer_are_cut_with_the_layers():
+    shape = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    config = LongformerConfig(vocab_size=50, attention_window=[2, 4, 6, 8], max_position_embeddings=32, **shape)
+    student = keep_layers(LongformerForSequenceClassification(config), [1, 3])
+    assert student.config.attention_window == [4, 8]
 
 
 # --- building from the recipe -----------------------------------------------------------------------------------------

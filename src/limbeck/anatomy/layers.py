@@ -21,8 +21,9 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     outermost = [(n, m) for n, m in found if not any(n.startswith(f"{other}.") for other, _ in found if other != n)]
-    if len(outermost) != 1:
-        reason = "it shares one layer's weights or names its layers in its own way" if not outermost else "two stacks"
+    several = len(outermost) > 1 or model.config.is_encoder_decoder  # the decoder may be of another depth
+    if several or not outermost:
+        reason = "two stacks" if several else "it shares one layer's weights or names its layers in its own way"
         raise InputError(
             f"{model.config.model_type} has no single stack of {depth} layers to cut ({reason}); "
             "give student.model=CHECKPOINT or student.shape={...} instead of student.layers"

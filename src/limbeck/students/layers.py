@@ -46,7 +46,8 @@ def layers_table(depths: Sequence[int] = (6, 12, 24)) -> list[tuple[int, int, st
 def keep_settings(config: PreTrainedConfig, layers: Sequence[int]) -> None:
     """Cut a configuration's lists of one setting per layer, such as `layer_types`, to these layers."""
     for name, value in list(vars(config).items()):
-        if isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers and "layer" in name:
+        per_layer = "layer" in name or name == "attention_window"  # Longformer's
+        if per_layer and isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers:
             setattr(config, name, [value[layer] for layer in layers])
 
 

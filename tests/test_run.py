@@ -158,13 +158,17 @@ def test_label_then_distill_reuses_what_was_said(
     command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path, unlabelled_csv: Path
 ) -> None:
     shared = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"data.unlabelled={unlabelled_csv}",
-              f"knowledge={tmp_path}/k", "teacher.features=[-1]", "baseline=false", "export=[]", *QUICK]  # fmt: skip
+              f"knowledge={tmp_path}/k", "teacher.features=[-1]", "export=[]", *QUICK]  # fmt: skip
     code, printed = command("label", *shared, f"output={tmp_path}/a")
     assert code == 0, printed
     assert "146 examples" in printed  # 120 less a tenth for test and a tenth for validation, and 50 unlabelled
     code, printed = command("distill", *shared, f"output={tmp_path}/b")
     assert code == 0, printed
     assert "reused 146 examples" in printed
+    training = json.loads((tmp_path / "b" / "metrics.json").read_text())["training"]
+    steps = {name: training[name]["history"]["distill"][-1]["step"] for name in ("student", "baseline")}
+    assert steps["student"] == 20  # 146 examples in batches of 16, twice
+    assert abs(steps["baseline"] - steps["student"]) <= 1  # as much training on the 96 labelled ones
 
 
 def test_text_without_labels_is_labelled_whole(

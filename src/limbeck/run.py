@@ -23,6 +23,7 @@ from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
 from limbeck.knowledge import Store, label_texts
+from limbeck.objectives import build_terms
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
 from limbeck.recipe.schema import HardLabels, Objectives, Stage
@@ -182,10 +183,18 @@ def train(recipe: Recipe, ready: Prepared, knowledge: Store | None) -> dict[str,
         say("regression: soft_targets are the squared error to the teacher's value; their temperature has no effect")
     trained = {name: train_stages(name, ready.student, recipe.stages, *args, knowledge)}
     if recipe.baseline:
-        alone = Objectives(hard_labels=HardLabels())
-        stages = [Stage(name=s.name, objectives=alone, training=s.training) for s in recipe.stages]
+        stages = [_without_teacher(recipe, stage, ready) for stage in recipe.stages]
         trained["baseline"] = train_stages("baseline", start, stages, *args, None)
     return trained
+
+
+def _without_teacher(recipe: Recipe, stage: Stage, ready: Prepared) -> Stage:
+    """The stage on hard labels alone, as many steps long: it has no use for unlabelled text, so more epochs of less."""
+    training = stage.training
+    if any(term.needs_teacher for term in build_terms(stage.objectives, ready.task)):
+        epochs = recipe.training_of(stage).epochs * len(ready.splits.transfer) / len(ready.splits.train)
+        training = training | {"epochs": epochs}
+    return Stage(name=stage.name, objectives=Objectives(hard_labels=HardLabels()), training=training)
 
 
 def measure(

@@ -206,7 +206,8 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware computes in it, float16 on older GPUs, else float32."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop when the validation metric has not improved for so many epochs."""
+    """Stop when the validation metric has not improved for so many epochs, and keep the best checkpoint. When not
+    given, training runs to its end and keeps the last: by a few hundred examples the best is mostly the luckiest."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between checkpoints, and between validations. One per epoch when not given."""
     report_to: list[str] = []

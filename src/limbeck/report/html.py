@@ -112,6 +112,6 @@ def _training(metrics: Metrics) -> list[tuple[Markup | None, str, str]]:
         (
             plots.validation(metrics),
             "Validation",
-            "Each stage keeps its best checkpoint, ringed.",
+            "A stage keeps its last checkpoint; with training.patience the best.",
         ),
     ]

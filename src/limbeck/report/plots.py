@@ -102,7 +102,7 @@ def losses(metrics: Metrics, model: str) -> Markup | None:
 
 
 def validation(metrics: Metrics) -> Markup | None:
-    """The main metric on the validation examples after each epoch; the checkpoint that was kept is ringed."""
+    """The main metric on the validation examples after each epoch."""
     metric = main_metric(metrics)
     told = []
     with canvas() as axes:
@@ -118,11 +118,7 @@ def validation(metrics: Metrics) -> Markup | None:
                 style: dict[str, Any] = {"color": COLOURS[model], "marker": MARKERS[model], "markersize": 4.5}
                 axes.plot(xs, ys, linewidth=1.5, label=label, **style)
                 label = "_nolegend_"
-                best = max(range(len(ys)), key=ys.__getitem__)
-                axes.plot(xs[best], ys[best], "o", markersize=11, markerfacecolor="none", color=COLOURS[model])
-                told.append(
-                    f"{name_of(metrics, model)}, stage {stage}: best {score(metric, ys[best])} at epoch {xs[best]:g}"
-                )
+                told.append(f"{name_of(metrics, model)}, stage {stage}: {score(metric, ys[-1])} at epoch {xs[-1]:g}")
         if not told:
             return None
         axes.set(xlabel="epoch", ylabel=f"{title(metric)} (validation)")

@@ -1,4 +1,4 @@
-"""Running a recipe's stages: resume where an earlier run stopped, keep the best checkpoint, save a clean model."""
+"""Running a recipe's stages: resume where an earlier run stopped, save a clean model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def train_stages(
         log = read_json(log_file)
         return Trained(open_classifier(str(folder)), log["history"], log["seconds"])
     size = sum(p.numel() * p.element_size() for p in start.model.parameters())
-    # Two checkpoints (the best and the last) of weights and two AdamW moments, one more being written, the result.
+    # Two checkpoints of weights and two AdamW moments, one more being written, the result.
     require_space(folder, 10 * size, f"training the {name}")
     done: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(stages, 1):
@@ -175,13 +175,12 @@ def _arguments(training: Training, recipe: Recipe, workplace: Path, examples: in
         fp16=precision == "float16",
         use_cpu=hardware.device().type == "cpu",
         train_sampling_strategy="group_by_length",
-        length_column_name="length",
         remove_unused_columns=False,
         label_names=["labels"],
-        load_best_model_at_end=True,
+        load_best_model_at_end=training.patience is not None,
         metric_for_best_model=metric,
         greater_is_better=True,
-        save_total_limit=2,  # the best and the last; with 1 the last is deleted before our own model is saved
+        save_total_limit=2,  # the best and the last, or the last two in case a kill tears one
         logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,  # it would wait for the device every step
         report_to=training.report_to or "none",

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from limbeck.objectives import Term
 from limbeck.signals import Signals, SignalSource
 from limbeck.tasks.text import Batch
 
 
+class LengthGroupedByEpoch(LengthGroupedSampler):
+    """Batches of like length in an order that follows from seed and epoch alone.
+
+    Transformers draws the order from the global generator. A run that goes on within an epoch would then see another
+    order and so some examples twice and others never; and processes whose dropout drew differently would disagree.
+
+    Args:
+        batch_size: examples that are grouped, a whole update's.
+        lengths: by example.
+        seed: of the run.
+        epoch: says which epoch it is.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        return iter(super().__iter__())
+
+
 class DistillationTrainer(Trainer):
     """Trains a student on a weighted sum of terms.
 
-    It differs from `Trainer` in the loss alone. Each term's sum is divided by its count over the whole global batch:
-    all accumulation micro-steps and all processes, so that 1x8, 2x4 and 8x1 give the same gradient. The teacher is
-    whatever `source` is; the trainer hands it row numbers and gets tensors.
+    It differs from `Trainer` in the loss and in the order of examples. Each term's sum is divided by its count over
+    the whole global batch: all accumulation micro-steps and all processes, so that 1x8, 2x4 and 8x1 give the same
+    gradient. The teacher is whatever `source` is; the trainer hands it row numbers and gets tensors.
 
     Args:
         terms: the loss.
@@ -35,6 +59,13 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._sums: torch.Tensor | None = None
         self._batches = 0
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:  # noqa: ANN401
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = (train_dataset or self.train_dataset)["length"][:]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedByEpoch(size, lengths, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

@@ -483,3 +483,13 @@ def test_numbers_are_written_for_people():
     assert [p_value(n) for n in (0.0004, 0.0312, 1.0)] == ["p < 0.001", "p = 0.031", "p = 1"]
     assert score("spearman", -0.5) == "-0.500"
     assert bounds("accuracy", 0.9, None) == ""
+
+
+def test_losses_over_two_decades_have_plain_ticks(tmp_path):
+    metrics = full()
+    for entry in metrics["training"]["student"]["history"]["distill"]:
+        if "loss" in entry:
+            entry["loss"] /= 10 ** entry["epoch"]
+    text = report(metrics, tmp_path)
+    assert "mathdefault" not in text
+    assert ">0.02</text>" in text

@@ -85,7 +85,9 @@ def losses(metrics: Metrics, model: str) -> Markup | None:
                 label = "_nolegend_"  # one entry for all stages
         if min(values) > 0 and max(values) / min(values) > 30:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel="epoch", ylabel="loss")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=axes.get_xlim()[1] > 2))

@@ -439,11 +439,14 @@ def test_a_leak_is_told(tmp_path, reviews):
     train = write_csv(tmp_path / "train.csv", reviews[:40])
     test = write_csv(tmp_path / "test.csv", reviews[36:50])
     splits = prepare(Data(train=str(train), test=str(test), validation=str(test)))
-    assert splits.notices == ["4 of 14 test examples also stand in the training data"]
+    assert splits.notices == ["4 of 14 test examples also stand in the training or unlabelled data"]
+    more = write_csv(tmp_path / "more.csv", [{"text": reviews[45]["text"]}])
+    splits = prepare(Data(train=str(train), test=str(test), validation=str(test), unlabelled=str(more)))
+    assert splits.notices == ["5 of 14 test examples also stand in the training or unlabelled data"]
     pairs = [{"sentence1": "same", "sentence2": f"s {i}", "label": LABELS[i % 2]} for i in range(6)]
     train, test = write_csv(tmp_path / "a.csv", pairs[:5]), write_csv(tmp_path / "b.csv", pairs[4:])
     splits = prepare(Data(train=str(train), test=str(test), validation=str(test)))
-    assert splits.notices == ["1 of 2 test examples also stand in the training data"]
+    assert splits.notices == ["1 of 2 test examples also stand in the training or unlabelled data"]
 
 
 def test_empty_text_is_refused_with_its_row(tmp_path):

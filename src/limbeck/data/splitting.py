@@ -55,7 +55,7 @@ def split(raw: RawData, columns: Columns, task: Task, seed: int) -> Splits:
         texts = labelled_table(raw.unlabelled, Columns(columns.text, ()), task, "unlabelled")
         missing = [task.missing_label()] * len(texts)
         transfer = concatenate_datasets([train, texts.add_column("label", missing, feature=train.features["label"])])
-    _find_leaks(train, parts["test"], task, notices)
+    _find_leaks(transfer, parts["test"], task, notices)
     return Splits(train, parts["validation"], parts["test"], transfer, notices)
 
 
@@ -102,11 +102,11 @@ def _cut(table: Dataset, size: int, task: Task, seed: int, name: str, notices: l
     return table.select(np.sort(rest)).flatten_indices(), table.select(np.sort(held)).flatten_indices()
 
 
-def _find_leaks(train: Dataset, test: Dataset, task: Task, notices: list[str]) -> None:
+def _find_leaks(transfer: Dataset, test: Dataset, task: Task, notices: list[str]) -> None:
     def keys(table: Dataset) -> list[Any]:
         return list(zip(table["text"], table["text_pair"], strict=True)) if task.pair else table["text"][:]
 
-    seen = set(keys(train))
+    seen = set(keys(transfer))
     leaked = sum(key in seen for key in keys(test))
     if leaked:
-        notices.append(f"{leaked} of {len(test)} test examples also stand in the training data")
+        notices.append(f"{leaked} of {len(test)} test examples also stand in the training or unlabelled data")

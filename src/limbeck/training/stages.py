@@ -88,6 +88,8 @@ def train_stages(
         write_json(log_file, {"history": history, "seconds": seconds})
         for number, stage in enumerate(stages, 1):
             shutil.rmtree(Path(recipe.output) / "stages" / f"{name}-{number}-{stage.name}", ignore_errors=True)
+        if not any((Path(recipe.output) / "stages").iterdir()):
+            (Path(recipe.output) / "stages").rmdir()
     group.wait_for_everyone()
     return Trained(Checkpoint(start.model, start.tokenizer, str(folder)), history, seconds)
 

@@ -61,7 +61,7 @@ def test_the_bootstrap_interval_is_as_wide_as_theory_says() -> None:
     rng = np.random.default_rng(1)
     labels = np.zeros(1000, dtype=int)
     predicted = (rng.random(1000) < 0.2).astype(int)
-    low, high = interval(bootstrap({"accuracy": BINARY.metrics["accuracy"]}, labels, predicted, 1000, 0)["accuracy"])
+    low, high = interval(bootstrap(BINARY, labels, predicted, 1000, 0)["accuracy"])
     accuracy = (predicted == 0).mean()
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 1000)
     assert (high - low) / 2 == pytest.approx(half, rel=0.15)
@@ -167,7 +167,7 @@ def test_metrics_from_counts_are_those_of_scikit_learn(classes):
     generator = np.random.default_rng(classes)
     labels = generator.integers(0, classes, 12)
     for predicted in (generator.integers(0, classes, 12), np.zeros(12, dtype=int), labels):
-        draws = bootstrap(task.metrics, labels, predicted, 40, 3)
+        draws = bootstrap(task, labels, predicted, 40, 3)
         for number, rows in enumerate(resamples(12, 40, 3)):
             for name, metric in task.metrics.items():
                 assert draws[name][number] == pytest.approx(metric(labels[rows], predicted[rows]), abs=1e-12)

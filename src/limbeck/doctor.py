@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 
-from limbeck import hardware
-
-EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+from limbeck import extras, hardware
 
 
 def findings() -> list[tuple[str, str, str]]:
@@ -28,7 +25,7 @@ def findings() -> list[tuple[str, str, str]]:
         ("precision", precision, reason),
         ("disk", f"{free / 1e9:.0f} GB free", "here"),
     ]
-    for extra, modules in EXTRAS.items():
-        there = all(importlib.util.find_spec(module) for module in modules)
+    for extra in extras.EXTRAS:
+        there = extras.installed(extra)
         rows.append((f"extra '{extra}'", "yes" if there else "no", "" if there else f"pip install 'limbeck[{extra}]'"))
     return rows

@@ -11,8 +11,3 @@ class InputError(LimbeckError):
     """What the user gave cannot work; raised before anything costly is done (exit code 2)."""
 
     exit_code = 2
-
-
-def missing_extra(feature: str, extra: str) -> InputError:
-    """The error for a feature whose optional packages are not installed."""
-    return InputError(f"{feature} needs the '{extra}' extra; install it with: pip install 'limbeck[{extra}]'")

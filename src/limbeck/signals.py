@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from datasets import Dataset
 
@@ -59,30 +58,3 @@ class SignalSource(Protocol):
 
     def signals(self, rows: torch.Tensor) -> Signals:
         """The signals of the transfer set's examples numbered `rows`, int64 [B], as tensors in that order."""
-
-
-def mean_signals(members: Sequence[Any], weights: Sequence[float], kind: str, combine: str) -> np.ndarray:
-    """The logits of several models as one model's (Hinton et al. 2015, section 3; METHODS of TextBrewer for logits).
-
-    Args:
-        members: logits [N, C] of each model.
-        weights: their shares, not all zero.
-        kind: the task's kind.
-        combine: `probabilities` gives the logits whose probabilities are the weighted mean of the members'
-            (log-probabilities, or log-odds per label); `logits` gives the weighted mean of logits. One value is
-            the mean either way.
-
-    Returns:
-        float32 [N, C].
-    """
-    stack = np.stack([np.asarray(logits, dtype=np.float64) for logits in members])
-    share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-    if combine == "logits" or kind == "regression":
-        return np.asarray(np.tensordot(share, stack, axes=1), dtype=np.float32)
-    log_share = np.log(share)[:, None, None]
-    if kind == "classification":
-        normalised = stack - np.logaddexp.reduce(stack, axis=-1, keepdims=True)
-        return np.asarray(np.logaddexp.reduce(normalised + log_share, axis=0), dtype=np.float32)
-    log_on = np.logaddexp.reduce(-np.logaddexp(0, -stack) + log_share, axis=0)
-    log_off = np.logaddexp.reduce(-np.logaddexp(0, stack) + log_share, axis=0)
-    return np.asarray(log_on - log_off, dtype=np.float32)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from datasets import ClassLabel, Dataset
 
 from limbeck.data.columns import Columns
@@ -180,12 +179,3 @@ def _index(value: Any, index_of: dict[Any, int], row: int, column: str) -> int: 
 def _listed(names: Sequence[object]) -> str:
     shown = [str(name) for name in names[:8]]
     return f"{', '.join(shown)}{', ...' if len(names) > 8 else ''}"
-
-
-def stratification(labels: list[Any], task: Task, smallest: float) -> np.ndarray | None:
-    """Class numbers to stratify by, or none where some class is too rare for its share of the smallest part."""
-    if task.kind != "classification":
-        return None
-    numbers = np.array(labels)
-    rarest = np.unique(numbers, return_counts=True)[1].min()
-    return numbers if rarest * smallest >= 1 else None

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from sklearn.model_selection import train_test_split
 
 from limbeck.data.columns import Columns
-from limbeck.data.labels import encode_labels, stratification
+from limbeck.data.labels import encode_labels
 from limbeck.data.reading import RawData
 from limbeck.errors import InputError
 from limbeck.tasks.task import Task
@@ -95,11 +95,20 @@ def _cut(table: Dataset, size: int, task: Task, seed: int, name: str, notices: l
             f"{len(table)} training examples are too few to hold out {size} for {name}; give data.{name}=FILE"
         )
     labels = table["label"][:]
-    strata = stratification(labels, task, size / len(table))
+    strata = _stratification(labels, task, size / len(table))
     if strata is None and task.kind == "classification":
         notices.append(f"some class is too rare to stratify the {name} split; it is drawn at random")
     rest, held = train_test_split(np.arange(len(table)), test_size=size, random_state=seed, stratify=strata)
     return table.select(np.sort(rest)).flatten_indices(), table.select(np.sort(held)).flatten_indices()
+
+
+def _stratification(labels: list[Any], task: Task, smallest: float) -> np.ndarray | None:
+    """Class numbers to stratify by, or none where some class is too rare for its share of the smallest part."""
+    if task.kind != "classification":
+        return None
+    numbers = np.array(labels)
+    rarest = np.unique(numbers, return_counts=True)[1].min()
+    return numbers if rarest * smallest >= 1 else None
 
 
 def _find_leaks(transfer: Dataset, test: Dataset, task: Task, notices: list[str]) -> None:

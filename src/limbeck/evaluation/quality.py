@@ -29,7 +29,7 @@ def quality(
     task: Task, labels: Array, predicted: Array, count: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """Each of the task's metrics with its interval, and its values over the resamples."""
-    draws = bootstrap(task.metrics, labels, predicted, count, seed)
+    draws = bootstrap(task, labels, predicted, count, seed)
     return {name: figure(metric(labels, predicted), draws[name]) for name, metric in task.metrics.items()}, draws
 
 

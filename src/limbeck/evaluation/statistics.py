@@ -9,7 +9,8 @@ import numpy as np
 from scipy.stats import binomtest, wilcoxon
 from sklearn import config_context
 
-from limbeck.tasks.task import METRICS, Array, Metric
+from limbeck.tasks import Task
+from limbeck.tasks.task import Array
 
 
 def resamples(examples: int, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -19,17 +20,17 @@ def resamples(examples: int, count: int, seed: int) -> Iterator[np.ndarray]:
         yield generator.integers(0, examples, examples)
 
 
-def bootstrap(metrics: dict[str, Metric], labels: Array, predicted: Array, count: int, seed: int) -> dict[str, Array]:
-    """Each metric's value over every resample, float64 [count]."""
-    if metrics is METRICS["classification"]:
+def bootstrap(task: Task, labels: Array, predicted: Array, count: int, seed: int) -> dict[str, Array]:
+    """Each of the task's metrics over every resample, float64 [count]."""
+    if task.kind == "classification":
         values = [confusion_metrics(each) for each in _confusions(labels, predicted, count, seed)]
     else:
         with config_context(assume_finite=True, skip_parameter_validation=True):
             values = [
-                {name: metric(labels[rows], predicted[rows]) for name, metric in metrics.items()}
+                {name: metric(labels[rows], predicted[rows]) for name, metric in task.metrics.items()}
                 for rows in resamples(len(labels), count, seed)
             ]
-    return {name: np.array([each[name] for each in values]) for name in metrics}
+    return {name: np.array([each[name] for each in values]) for name in task.metrics}
 
 
 def _confusions(labels: Array, predicted: Array, count: int, seed: int) -> Iterator[Array]:

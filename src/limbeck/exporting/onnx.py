@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import tempfile
@@ -18,13 +17,13 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from limbeck import extras
 from limbeck.checkpoints import Checkpoint, label_names, max_length
-from limbeck.errors import LimbeckError, missing_extra
+from limbeck.errors import LimbeckError
 from limbeck.files import sha256
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
-from limbeck.tasks.text import Batch, encode_batch
-from limbeck.teachers.huggingface import length_sorted_batches
+from limbeck.tasks.text import Batch, encode_batch, length_sorted_batches
 
 FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
 
@@ -35,8 +34,7 @@ def require_onnx() -> None:
     Raises:
         InputError: names the extra.
     """
-    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
-        raise missing_extra("export to onnx or int8", "onnx")
+    extras.require("onnx", "export to onnx or int8")
 
 
 def export_model(checkpoint: Checkpoint, folder: Path, formats: Sequence[str], pair: bool = False) -> dict[str, Path]:

@@ -59,10 +59,9 @@ def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features
     folder = root / request.key[:16]
     if group.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        finished = store.is_finished(folder, request)
+        store.is_finished(folder, request)  # takes the manifest away where a shard is missing; all look at it below
     group.wait_for_everyone()
-    finished = (folder / "manifest.json").is_file()
-    if finished:
+    if (folder / "manifest.json").is_file():
         opened = Store(folder)
         say(f"knowledge: reused {len(opened):,} examples from {folder}; the teacher was not asked")
         return opened

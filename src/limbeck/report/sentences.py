@@ -173,8 +173,9 @@ def stages(recipe: Recipe, metrics: Metrics) -> list[str]:
     for stage in recipe.stages:
         training = recipe.training_of(stage)
         batch = training.batch_size * training.gradient_accumulation
+        limit = "up to " if training.patience else ""
         lines.append(
-            f"{stage.name}: {objective(stage, metrics['task']['kind'] == 'regression')}; up to {training.epochs:g} "
+            f"{stage.name}: {objective(stage, metrics['task']['kind'] == 'regression')}; {limit}{training.epochs:g} "
             f"epochs, learning rate {training.learning_rate:g}, batch size {batch}"
         )
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,3 +97,11 @@ def collate(examples: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) 
         labels = np.array([example["labels"] for example in examples])
         batch["labels"] = torch.from_numpy(labels.astype(np.int64 if labels.dtype.kind in "iu" else np.float32))
     return batch
+
+
+def length_sorted_batches(encoded: Dataset, size: int) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """Batches of similar length, longest first (a batch too big for memory fails at once), with their row numbers."""
+    order = np.argsort(-np.asarray(encoded["length"][:]), kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, encoded.__getitems__(rows.tolist())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from limbeck.errors import InputError
-from limbeck.signals import Asked, Signals, mean_signals
+from limbeck.signals import Asked, Signals
 from limbeck.tasks import Task
 
 
@@ -18,7 +19,7 @@ class Ensemble:
     Args:
         members: models with the same labels in the same order.
         weights: their shares; normalised.
-        combine: `probabilities` or `logits`; see `limbeck.signals.mean_signals`.
+        combine: `probabilities` or `logits`; see `mean_signals`.
         task: what is predicted.
 
     Raises:
@@ -79,3 +80,30 @@ class Ensemble:
                 each()
 
         return run
+
+
+def mean_signals(members: Sequence[Any], weights: Sequence[float], kind: str, combine: str) -> np.ndarray:
+    """The logits of several models as one model's (Hinton et al. 2015, section 1).
+
+    Args:
+        members: logits [N, C] of each model.
+        weights: their shares, not all zero.
+        kind: the task's kind.
+        combine: `probabilities` gives the logits whose probabilities are the weighted mean of the members'
+            (log-probabilities, or log-odds per label); `logits` gives the weighted mean of logits, a geometric mean
+            of probabilities. One value is the mean either way.
+
+    Returns:
+        float32 [N, C].
+    """
+    stack = np.stack([np.asarray(logits, dtype=np.float64) for logits in members])
+    share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    if combine == "logits" or kind == "regression":
+        return np.asarray(np.tensordot(share, stack, axes=1), dtype=np.float32)
+    log_share = np.log(share)[:, None, None]
+    if kind == "classification":
+        normalised = stack - np.logaddexp.reduce(stack, axis=-1, keepdims=True)
+        return np.asarray(np.logaddexp.reduce(normalised + log_share, axis=0), dtype=np.float32)
+    log_on = np.logaddexp.reduce(-np.logaddexp(0, -stack) + log_share, axis=0)
+    log_off = np.logaddexp.reduce(-np.logaddexp(0, stack) + log_share, axis=0)
+    return np.asarray(log_on - log_off, dtype=np.float32)

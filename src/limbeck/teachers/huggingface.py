@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,7 @@ from limbeck.checkpoints import (
 from limbeck.errors import InputError
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
-from limbeck.tasks.text import Batch, encode_batch
-
-
-def length_sorted_batches(encoded: Dataset, size: int) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """Batches of similar length, longest first (a batch too big for memory fails at once), with their row numbers."""
-    order = np.argsort(-np.asarray(encoded["length"][:]), kind="stable")
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield rows, encoded.__getitems__(rows.tolist())
+from limbeck.tasks.text import Batch, encode_batch, length_sorted_batches
 
 
 class HuggingFaceModel:

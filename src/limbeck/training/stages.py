@@ -75,9 +75,10 @@ def train_stages(
     size = sum(p.numel() * p.element_size() for p in start.model.parameters())
     # Two checkpoints of weights and two AdamW moments, one more being written, the result.
     require_space(folder, 10 * size, f"training the {name}")
+    places = Path(recipe.output) / "stages"
+    workplaces = [places / f"{name}-{number}-{stage.name}" for number, stage in enumerate(stages, 1)]
     done: dict[str, dict[str, Any]] = {}
-    for number, stage in enumerate(stages, 1):
-        workplace = Path(recipe.output) / "stages" / f"{name}-{number}-{stage.name}"
+    for stage, workplace in zip(stages, workplaces, strict=True):
         done[stage.name] = _run_stage(start, stage, recipe, task, splits, source, workplace)
     history = {stage: record["history"] for stage, record in done.items()}
     seconds = {stage: record["seconds"] for stage, record in done.items()}
@@ -86,10 +87,10 @@ def train_stages(
         save_model(start, folder)
         log_file.parent.mkdir(exist_ok=True)
         write_json(log_file, {"history": history, "seconds": seconds})
-        for number, stage in enumerate(stages, 1):
-            shutil.rmtree(Path(recipe.output) / "stages" / f"{name}-{number}-{stage.name}", ignore_errors=True)
-        if not any((Path(recipe.output) / "stages").iterdir()):
-            (Path(recipe.output) / "stages").rmdir()
+        for workplace in workplaces:
+            shutil.rmtree(workplace, ignore_errors=True)
+        if not any(places.iterdir()):
+            places.rmdir()
     group.wait_for_everyone()
     return Trained(Checkpoint(start.model, start.tokenizer, str(folder)), history, seconds)
 

@@ -98,8 +98,8 @@ class DistillationTrainer(Trainer):
             teacher = Signals(found.logits.to(device), {k: v.to(device) for k, v in found.features.items()})
         sums = torch.stack([term.total(student, teacher, inputs) for term in self.terms])
         losses = sums / num_items_in_batch.clamp(min=1)
-        weights = torch.tensor([term.weight for term in self.terms], device=losses.device)
-        loss = (weights * losses).sum() * self.args.world_size
+        weighted = [term.weight * each for term, each in zip(self.terms, losses, strict=True)]
+        loss = torch.stack(weighted).sum() * self.args.world_size
         # Summed on the device and read only when logged: no synchronisation per step.
         self._sums = losses.detach() if self._sums is None else self._sums + losses.detach()
         return (loss, outputs) if return_outputs else loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -12,15 +12,49 @@ from datasets import Dataset
 
 @dataclass
 class Signals:
-    """What a model says about B examples.
+    """What a model says about B examples of up to n tokens. Inner signals are there for the layers that were wanted.
+
+    Layers are counted from 1; hidden state 0 is what the first layer reads. `Store` and `Asked` give logits and
+    features alone.
 
     Attributes:
-        logits: float [B, C].
-        features: the [CLS] state [B, d] after each kept layer, by layer number counted from 1; -1 is the last.
+        logits: float [B, C]; of a masked language model float [N, V] at the batch's N `positions`.
+        features: the [CLS] state [B, d] after a layer.
+        hidden: the states [B, n, d] after a layer.
+        queries: of a layer, all heads side by side [B, n, h * d_k], before any rotary embedding.
+        keys: likewise.
+        values: likewise.
+        scores: attention scores before softmax and padding mask [B, h, n, n]; -inf where the architecture never looks.
     """
 
-    logits: Any
+    logits: Any = None
     features: dict[int, Any] = field(default_factory=dict)
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    queries: dict[int, torch.Tensor] = field(default_factory=dict)
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which signals of a model a loss reads: whether its logits, and by kind the layers; see `Signals`."""
+
+    logits: bool = False
+    features: frozenset[int] = frozenset()
+    hidden: frozenset[int] = frozenset()
+    queries: frozenset[int] = frozenset()
+    keys: frozenset[int] = frozenset()
+    values: frozenset[int] = frozenset()
+    scores: frozenset[int] = frozenset()
+
+    def __or__(self, other: Wanted) -> Wanted:
+        return Wanted(**{each.name: getattr(self, each.name) | getattr(other, each.name) for each in fields(self)})
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it includes signals of every token, which are too many to keep: the teacher must be at hand."""
+        return any((self.hidden, self.queries, self.keys, self.values, self.scores))
 
 
 class Asked(Protocol):
@@ -56,5 +90,5 @@ class Asked(Protocol):
 class SignalSource(Protocol):
     """Where the trainer gets the teacher's signals for a batch; in memory, on disk or elsewhere."""
 
-    def signals(self, rows: torch.Tensor) -> Signals:
-        """The signals of the transfer set's examples numbered `rows`, int64 [B], as tensors in that order."""
+    def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
+        """The signals about a batch as tensors; its `row`, int64 [B], are the examples' numbers in the transfer set."""

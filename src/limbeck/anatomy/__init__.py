@@ -1,5 +1,18 @@
-"""Where an architecture keeps its parts."""
+"""Where an architecture keeps its parts, and reading them while it runs."""
 
+from limbeck.anatomy.capture import Capture, WordsAt
 from limbeck.anatomy.layers import layer_list
+from limbeck.anatomy.parts import PARTS, language_head, language_head_path, parts_of
+from limbeck.anatomy.shape import Shape, shape_of
 
-__all__ = ["layer_list"]
+__all__ = [
+    "PARTS",
+    "Capture",
+    "Shape",
+    "WordsAt",
+    "language_head",
+    "language_head_path",
+    "layer_list",
+    "parts_of",
+    "shape_of",
+]

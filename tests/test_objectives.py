@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.objectives import TERMS, HardLabels, SoftTargets, build_terms, labelled
+from limbeck.errors import InputError
+from limbeck.objectives import TERMS, HardLabels, MaskedLM, SoftTargets, build_terms, labelled
 from limbeck.recipe import schema
-from limbeck.signals import Signals
+from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 
 Array = np.ndarray
@@ -300,18 +301,102 @@ def test_totals_add_up_over_any_split(kind):
 
 
 def test_soft_targets_without_a_teacher_are_an_error():
-    with pytest.raises(ValueError, match="need the teacher's signals"):
+    with pytest.raises(ValueError, match="needs the teacher's signals"):
         soft("classification").total(Signals(torch.zeros(1, C)), None, {"row": torch.zeros(1)})
 
 
+def test_the_teacher_does_not_learn():
+    s, t = (torch.tensor(draw("classification", seed), requires_grad=True) for seed in (1, 2))
+    for form in FORMS:
+        soft("classification", form).total(Signals(s), Signals(t), {"row": torch.arange(N)}).backward()
+    assert s.grad is not None
+    assert t.grad is None
+
+
+# --- masked words -----------------------------------------------------------------------------------------------------
+
+TEXT = Task("masked-lm", ())
+TARGETS = np.array([-100, 3, -100, 0, 1, -100])
+
+
+def words(targets: Array = TARGETS) -> dict[str, torch.Tensor]:
+    """A batch of two texts of which `targets` are about the valid tokens."""
+    at = torch.arange(len(targets))
+    return {"row": torch.arange(2), "positions": at, "targets": torch.from_numpy(targets)}
+
+
+def value_and_gradient_of_words(term: Any, s: Array, t: Array, targets: Array = TARGETS) -> tuple[float, Array]:
+    logits = torch.tensor(s, dtype=torch.float32, requires_grad=True)
+    total = term.total(Signals(logits), Signals(torch.tensor(t, dtype=torch.float32)), words(targets))
+    total.backward()
+    return total.item(), logits.grad.double().numpy()
+
+
+def soft_words(positions: str, form: str = "kl") -> SoftTargets:
+    return SoftTargets(schema.SoftTargets(form=form, temperature=2, positions=positions), TEXT)
+
+
+def test_masked_lm_is_the_cross_entropy_of_the_masked_words():
+    term, s = MaskedLM(schema.MaskedLM(), TEXT), draw("classification", 1)
+    value, gradient = value_and_gradient_of_words(term, s, s)
+    assert value == pytest.approx(hard_formula("classification", s, TARGETS), rel=1e-5)
+    np.testing.assert_allclose(
+        gradient, differences(lambda at: hard_formula("classification", at, TARGETS), s), atol=1e-5, rtol=1e-4
+    )
+    assert (gradient[TARGETS == -100] == 0).all()
+    assert term.count(words()).item() == 3
+    none = np.full(N, -100)
+    assert value_and_gradient_of_words(term, s, s, none)[0] == 0
+    assert term.count(words(none)).item() == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("positions", "kept"), [("all", np.arange(N)), ("masked", np.flatnonzero(TARGETS != -100))])
+def test_soft_targets_over_the_vocabulary(form, positions, kept):
+    term, s, t = soft_words(positions, form), draw("classification", 1), draw("classification", 2)
+    value, gradient = value_and_gradient_of_words(term, s, t)
+    assert term.count(words()).item() == len(kept)
+    assert value == pytest.approx(soft_formula("classification", form, 2, s[kept], t[kept]), rel=1e-5)
+    expected = differences(lambda at: soft_formula("classification", form, 2, at[kept], t[kept]), s)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5, rtol=1e-4)
+    rest = np.setdiff1d(np.arange(N), kept)
+    assert (gradient[rest] == 0).all()
+
+
+def test_totals_over_words_add_up_over_any_split():
+    s, t = draw("classification", 1), draw("classification", 2)
+    for term in (MaskedLM(schema.MaskedLM(), TEXT), soft_words("all"), soft_words("masked")):
+        whole, _ = value_and_gradient_of_words(term, s, t)
+        parts = [(s[a:b], t[a:b], TARGETS[a:b]) for a, b in ((0, 1), (1, 4), (4, N))]
+        assert whole == pytest.approx(sum(value_and_gradient_of_words(term, *part)[0] for part in parts), rel=1e-5)
+        assert term.count(words()) == sum(term.count(words(targets)) for _, _, targets in parts)
+
+
+def test_low_precision_words_are_summed_in_float32():
+    s, t = (torch.tensor(draw("classification", seed)).bfloat16() for seed in (1, 2))
+    for term in (MaskedLM(schema.MaskedLM(), TEXT), soft_words("all"), soft_words("masked")):
+        total = term.total(Signals(s), Signals(t), words())
+        assert total.dtype == torch.float32
+        assert torch.equal(total, term.total(Signals(s.float()), Signals(t.float()), words()))
+
+
+def test_masked_positions_without_masks_are_refused():
+    with pytest.raises(InputError, match="positions=masked is about masked words, but the task is regression"):
+        SoftTargets(schema.SoftTargets(positions="masked"), TASKS["regression"])
+
+
+# --- from the recipe --------------------------------------------------------------------------------------------------
+
+
 def test_terms_are_built_from_the_recipe():
+    assert list(TERMS) == list(schema.Objectives.model_fields)
     section = schema.Objectives(soft_targets={"weight": 0.9, "temperature": 4, "form": "mse"}, hard_labels=0.1)
     built = {term.name: term for term in build_terms(section, TASKS["classification"])}
-    assert set(built) == set(TERMS) == set(schema.Objectives.model_fields)
+    assert list(built) == ["hard_labels", "soft_targets"]
     assert (built["soft_targets"].weight, built["soft_targets"].temperature) == (0.9, 4)
     assert built["soft_targets"].form == "mse"
-    assert (built["soft_targets"].needs_teacher, built["soft_targets"].needs_labels) == (True, False)
+    assert (built["soft_targets"].student, built["soft_targets"].teacher) == (Wanted(logits=True), Wanted(logits=True))
     assert built["hard_labels"].weight == 0.1
-    assert (built["hard_labels"].needs_teacher, built["hard_labels"].needs_labels) == (False, True)
+    assert (built["hard_labels"].student, built["hard_labels"].teacher) == (Wanted(logits=True), Wanted())
     only = build_terms(schema.Objectives(hard_labels=1), TASKS["regression"])
     assert [term.name for term in only] == ["hard_labels"]

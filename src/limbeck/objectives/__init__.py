@@ -1,18 +1,72 @@
 """The terms of a loss. Each states what it needs, counts its valid positions, and returns one scalar sum."""
 
+from collections.abc import Callable
+
+from limbeck.objectives.attention import Attention
+from limbeck.objectives.embedding import Embedding
+from limbeck.objectives.feature_map import FeatureMap
 from limbeck.objectives.hard_labels import HardLabels
+from limbeck.objectives.hidden import Hidden
+from limbeck.objectives.layer_maps import one_layer
+from limbeck.objectives.masked_lm import MaskedLM
+from limbeck.objectives.relations import Relations
 from limbeck.objectives.soft_targets import SoftTargets
-from limbeck.objectives.term import Term, labelled
+from limbeck.objectives.term import Shapes, Term, labelled, need_shapes, valid
 from limbeck.recipe.schema import Objectives
 from limbeck.tasks import Task
 
-TERMS: dict[str, type[HardLabels] | type[SoftTargets]] = {"hard_labels": HardLabels, "soft_targets": SoftTargets}
+TERMS: dict[str, Callable[..., Term]] = {
+    "hard_labels": HardLabels,
+    "soft_targets": SoftTargets,
+    "masked_lm": MaskedLM,
+    "embedding": Embedding,
+    "hidden": Hidden,
+    "attention": Attention,
+    "relations": Relations,
+    "feature_map": FeatureMap,
+}
 
 
-def build_terms(objectives: Objectives, task: Task) -> list[Term]:
-    """The terms that a stage's recipe names."""
-    given = {name: getattr(objectives, name) for name in TERMS}
-    return [TERMS[name](section, task) for name, section in given.items() if section is not None]
+def build_terms(
+    objectives: Objectives, task: Task, shapes: Shapes | None = None, only: int | None = None
+) -> list[Term]:
+    """The terms that a stage's recipe names, in the order of `TERMS`.
+
+    Args:
+        objectives: the recipe's.
+        task: what the stage is about.
+        shapes: sizes of student and teacher; only terms on their insides need them.
+        only: a student layer, from 1, for terms on layers to look at alone; they then use just its pair of their map.
+
+    Raises:
+        InputError: a term cannot be between these two models, or its map lacks the layer `only`.
+        ValueError: a term needs shapes and there are none.
+    """
+    terms = []
+    for name, term in TERMS.items():
+        section = getattr(objectives, name)
+        if section is None:
+            continue
+        if only is not None and "layers" in type(section).model_fields:
+            pair = one_layer(name, section.layers, need_shapes(shapes, name), only)
+            section = section.model_copy(update={"layers": pair})
+        terms.append(term(section, task, shapes))
+    return terms
 
 
-__all__ = ["TERMS", "HardLabels", "SoftTargets", "Term", "build_terms", "labelled"]
+__all__ = [
+    "TERMS",
+    "Attention",
+    "Embedding",
+    "FeatureMap",
+    "HardLabels",
+    "Hidden",
+    "MaskedLM",
+    "Relations",
+    "Shapes",
+    "SoftTargets",
+    "Term",
+    "build_terms",
+    "labelled",
+    "valid",
+]

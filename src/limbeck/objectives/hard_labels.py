@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from limbeck.objectives.term import labelled
+from limbeck.objectives.term import Shapes, labelled
 from limbeck.recipe import schema
-from limbeck.signals import Signals
+from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
 
@@ -25,11 +25,10 @@ class HardLabels:
     """
 
     name = "hard_labels"
-    needs_labels = True
-    needs_teacher = False
 
-    def __init__(self, section: schema.HardLabels, task: Task) -> None:
+    def __init__(self, section: schema.HardLabels, task: Task, shapes: Shapes | None = None) -> None:
         self.weight = section.weight
+        self.student, self.teacher = Wanted(logits=True), Wanted()
         self.kind = task.kind
 
     def count(self, batch: Batch) -> torch.Tensor:

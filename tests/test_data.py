@@ -87,7 +87,7 @@ def test_unreadable_sources_are_refused(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"text": \n')
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "header.csv").write_text("text,label\n")
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.doc").write_text("hello")
     (tmp_path / "folder").mkdir()
     Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "nothing")
     for name, said in {
@@ -95,7 +95,7 @@ def test_unreadable_sources_are_refused(tmp_path):
         "broken.jsonl": "cannot be read as json",
         "empty.csv": "cannot be read as csv",
         "header.csv": "header.csv",
-        "notes.txt": r"ends in '.txt'; readable are .csv, .tsv, .json, .jsonl, .parquet and saved datasets folders",
+        "notes.doc": r"in '.doc'; readable are .csv, .tsv, .json, .jsonl, .parquet, .txt and saved datasets folders",
         "folder": "not one saved by datasets",
         "nothing": "holds no examples",
     }.items():

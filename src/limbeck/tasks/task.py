@@ -16,7 +16,7 @@ from limbeck.errors import InputError
 from limbeck.recipe.sections import nearest
 
 Array = NDArray[Any]
-Kind = Literal["classification", "multi-label", "regression"]
+Kind = Literal["classification", "multi-label", "regression", "masked-lm"]
 Metric = Callable[[Array, Array], float]
 
 PROBLEM_TYPES: dict[Kind, str] = {
@@ -24,6 +24,7 @@ PROBLEM_TYPES: dict[Kind, str] = {
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
+"""As transformers names them; a language model has none."""
 
 
 def _f1(average: str) -> Metric:
@@ -57,6 +58,7 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         "r2": lambda labels, predicted: float(metrics.r2_score(labels, predicted)),
         "mae": lambda labels, predicted: float(metrics.mean_absolute_error(labels, predicted)),
     },
+    "masked-lm": {"accuracy": lambda labels, predicted: float(metrics.accuracy_score(labels, predicted))},
 }
 
 
@@ -65,8 +67,8 @@ class Task:
     """A prediction problem over one text or a pair of texts.
 
     Attributes:
-        kind: `classification`, `multi-label` or `regression`.
-        labels: class names in the order of the outputs; the single output's name for regression.
+        kind: `classification`, `multi-label`, `regression` or `masked-lm`.
+        labels: class names in the order of the outputs; the single output's name for regression; the vocabulary.
         pair: two texts an example.
 
     Labels are int64 class numbers [N], float32 multi-hot rows [N, C], or float32 values [N]. An unlabelled example
@@ -83,8 +85,15 @@ class Task:
         return len(self.labels)
 
     @property
+    def one_of(self) -> bool:
+        """Whether the outputs are a distribution of which one outcome is right."""
+        return self.kind in ("classification", "masked-lm")
+
+    @property
     def config(self) -> dict[str, Any]:
-        """The entries of a Hugging Face configuration that state this task."""
+        """The entries of a Hugging Face configuration that state this task; none of a language model."""
+        if self.kind == "masked-lm":
+            return {}
         return {
             "num_labels": self.outputs,
             "id2label": dict(enumerate(self.labels)),
@@ -110,18 +119,18 @@ class Task:
 
     def probabilities(self, logits: Array) -> Array:
         """Logits [N, C] as probabilities [N, C]; per label for multi-label; unchanged for regression."""
-        if self.kind == "classification":
+        if self.one_of:
             return np.asarray(softmax(logits.astype(np.float64), axis=-1))
         return np.asarray(expit(logits.astype(np.float64))) if self.kind == "multi-label" else logits
 
     def predict(self, logits: Array) -> Array:
         """Logits [N, C] as class numbers [N], 0/1 rows [N, C] or values [N]."""
-        if self.kind == "classification":
+        if self.one_of:
             return np.asarray(logits.argmax(-1))
         return (logits > 0).astype(np.int64) if self.kind == "multi-label" else logits[:, 0]
 
     def missing_label(self) -> int | float | list[float]:
         """What stands for the label of an unlabelled example."""
-        if self.kind == "classification":
+        if self.one_of:
             return -100
         return float("nan") if self.kind == "regression" else [float("nan")] * self.outputs

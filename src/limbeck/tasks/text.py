@@ -15,6 +15,14 @@ from limbeck.tasks.task import Task
 
 Batch = dict[str, torch.Tensor]
 
+# What a batch says about its examples besides the model's inputs.
+_ABOUT = ("row", "labels", "positions", "targets")
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """The part of a batch that a model reads."""
+    return {name: tensor for name, tensor in batch.items() if name not in _ABOUT}
+
 
 def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> Dataset:
     """Tokenise the examples.

@@ -1,19 +1,23 @@
 """Reading, checking and splitting examples."""
 
 from limbeck.data.columns import Columns, find_columns, label_column
+from limbeck.data.corpus import read_corpus, split_corpus
 from limbeck.data.labels import resolve_task
 from limbeck.data.reading import RawData, read, read_all
-from limbeck.data.splitting import Splits, labelled_table, split
+from limbeck.data.splitting import Splits, add_unlabelled, labelled_table, split
 
 __all__ = [
     "Columns",
     "RawData",
     "Splits",
+    "add_unlabelled",
     "find_columns",
     "label_column",
     "labelled_table",
     "read",
     "read_all",
+    "read_corpus",
     "resolve_task",
     "split",
+    "split_corpus",
 ]

@@ -26,6 +26,8 @@ class Splits:
         test: labelled examples to report on.
         transfer: what the teacher is asked: `train`, then the unlabelled text with missing labels.
         notices: what the user should know, a sentence each.
+        corpus: plain text for stages of masked words, column `text`.
+        corpus_held: some of it that no stage learns from.
     """
 
     train: Dataset
@@ -33,6 +35,14 @@ class Splits:
     test: Dataset
     transfer: Dataset
     notices: list[str] = field(default_factory=list)
+    corpus: Dataset | None = None
+    corpus_held: Dataset | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of examples by part, and of lines of plain text where there is some."""
+        names = ("train", "transfer", "validation", "test", *(("corpus",) if self.corpus is not None else ()))
+        return {name: len(getattr(self, name)) for name in names}
 
 
 def split(raw: RawData, columns: Columns, task: Task, seed: int) -> Splits:
@@ -53,10 +63,15 @@ def split(raw: RawData, columns: Columns, task: Task, seed: int) -> Splits:
     transfer = train
     if raw.unlabelled is not None:
         texts = labelled_table(raw.unlabelled, Columns(columns.text, ()), task, "unlabelled")
-        missing = [task.missing_label()] * len(texts)
-        transfer = concatenate_datasets([train, texts.add_column("label", missing, feature=train.features["label"])])
+        transfer = add_unlabelled(train, texts, task)
     _find_leaks(transfer, parts["test"], task, notices)
     return Splits(train, parts["validation"], parts["test"], transfer, notices)
+
+
+def add_unlabelled(table: Dataset, texts: Dataset, task: Task) -> Dataset:
+    """A table with more texts at its end, whose labels are missing."""
+    missing = [task.missing_label()] * len(texts)
+    return concatenate_datasets([table, texts.add_column("label", missing, feature=table.features["label"])])
 
 
 def labelled_table(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:

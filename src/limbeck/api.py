@@ -19,10 +19,13 @@ from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
 from limbeck.knowledge import Store
 from limbeck.recipe import Recipe
-from limbeck.recipe.schema import Evaluation
+from limbeck.recipe.schema import Depth, Evaluation
+from limbeck.recipe.sections import nearest
 from limbeck.run import Run, run
 from limbeck.signals import Asked
+from limbeck.students import PATTERNS, cut_model
 from limbeck.teachers import HuggingFaceModel
+from limbeck.training.checkpointing import save_model
 
 Model: TypeAlias = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Examples: TypeAlias = str | Path | Mapping[str, Any] | Dataset | DatasetDict
@@ -164,6 +167,38 @@ def export(
         return list(export_model(_checkpoint(model), Path(output), formats, pair).values())
 
 
+def cut(model: Model, output: str | Path, layers: Depth, pattern: str = "alternate") -> Path:
+    """Write a classifier with only some of its layers; all other weights and the tokenizer are the model's.
+
+    A model that was trained with `training.layer_drop` keeps most of its quality (LayerDrop, Fan et al. 2020).
+
+    Args:
+        model: a folder, a hub name or `(model, tokenizer)`; not changed.
+        output: the folder to write; it must not hold files yet.
+        layers: how many layers to keep (a number, `half`, `all`), or which, counted from 0.
+        pattern: which layers a number keeps: `alternate`, `first`, `last` or `spaced`.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        InputError: layers that are not there, an architecture that cannot be cut, a folder in use.
+    """
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is in use; give a folder that does not exist yet")
+    if pattern not in PATTERNS:
+        raise InputError(f"no pattern '{pattern}'; {nearest(str(pattern), list(PATTERNS))}")
+    if layers not in ("half", "all") and not all(
+        type(each) is int for each in (layers if isinstance(layers, list) else [layers])
+    ):
+        raise InputError(f"layers is {layers!r}; give a number such as 3, half, or a list such as [0,2,4]")
+    made = cut_model(_checkpoint(model), layers, pattern)
+    with full_disk_explained():
+        save_model(made, folder)
+    return folder
+
+
 def _checkpoint(model: Model) -> Checkpoint:
     if isinstance(model, tuple):
         return Checkpoint(model[0], model[1], "")
@@ -173,7 +208,8 @@ def _checkpoint(model: Model) -> Checkpoint:
 def _resolve(recipe: Any, given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:  # noqa: ANN401
     """The checked recipe with objects replaced by the names that stand for them, and the objects by those names."""
     objects: dict[str, Any] = {}
-    values = {key: value for key, value in given.items() if value is not None}
+    named = ("teacher", "data", "student", "output")  # of the others None is a value: `stages.general=null`
+    values = {key: value for key, value in given.items() if value is not None or key not in named}
     if "teacher" in values:
         teacher = values["teacher"]
         many = isinstance(teacher, list)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from limbeck import __version__, recipe
 from limbeck.errors import InputError, LimbeckError
@@ -127,6 +127,29 @@ def export(
 
 
 @app.command()
+def cut(
+    words: Annotated[list[str], typer.Argument(metavar="MODEL OUTPUT KEY=VALUE...", show_default=False)],
+) -> None:
+    """Write a classifier with only some of its layers: a smaller model from one trained with layer_drop.
+
+    `pattern` says which layers a number keeps: alternate (the default), first, last or spaced.
+
+    - `limbeck cut runs/a/student shallow layers=3`
+
+    - `limbeck cut runs/a/student shallow layers=[0,2,5]`
+    """
+    from limbeck import api
+
+    places, settings = _recipe(words), _settings(words)
+    if len(places) != 2 or "layers" not in settings:
+        raise InputError("give a model, a folder and the layers to keep: limbeck cut MODEL OUTPUT layers=3")
+    for name in settings:
+        if name not in ("layers", "pattern"):
+            raise InputError(f"unknown key '{name}'; {nearest(name, ['layers', 'pattern'])}")
+    out.print(str(api.cut(places[0], places[1], **settings)), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Print a run's table again, and write its report and model card anew from metrics.json."""
     from limbeck.files import read_json
@@ -166,7 +189,7 @@ def methods(
             for each, content in known.items()
             for about in [content["about"]]
         ]
-        out.print(_table(("method", "what", "paper", "needs", "student"), about))
+        out.print(_table(("method", "what", "paper", "needs", "the student may differ in"), about))
     else:
         raise InputError(f"unknown action '{action}'; {nearest(action, ['list', 'show', 'layers'])}")
 
@@ -214,7 +237,7 @@ def _show(run: Any) -> None:  # noqa: ANN401
 
 
 def _table(header: tuple[str, ...], rows: Any) -> Table:  # noqa: ANN401
-    table = Table(*header)
+    table = Table(*(Column(title, overflow="fold") for title in header))  # addresses stay whole
     for row in rows:
         table.add_row(*row)
     return table

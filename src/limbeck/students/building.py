@@ -6,70 +6,106 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
-from limbeck.checkpoints import Checkpoint, open_classifier
+from limbeck.checkpoints import Checkpoint, open_classifier, open_language_model
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Student
-from limbeck.recipe.sections import nearest
-from limbeck.students.layers import keep_layers, keep_settings, layers_of_pattern
+from limbeck.recipe.schema import Depth, Student
+from limbeck.students.conversion import as_distilbert
+from limbeck.students.fresh import fresh_student, tokenizer_for
+from limbeck.students.layers import chosen_layers, keep_layers
 from limbeck.tasks import Task
 
 
 def build_student(
-    student: Student, given: Checkpoint | None, teacher: Checkpoint | None, task: Task, seed: int
+    student: Student,
+    given: Checkpoint | None,
+    teacher: Checkpoint | None,
+    task: Task,
+    seed: int,
+    general: Checkpoint | None = None,
 ) -> Checkpoint:
     """The student before training. How it was made is recorded in its configuration as `limbeck`.
 
     Args:
         student: the recipe's section; nothing given means half of the teacher's layers.
         given: a model object that the caller brought for `student.model`; copied.
-        teacher: the (first) teacher, for its layers or configuration; never changed.
+        teacher: the (first) teacher, for its layers, configuration or embeddings; never changed.
         task: sets the head; a checkpoint that brings another head gets a new one.
         seed: fixes what is initialised at random.
+        general: the language model that teaches first; a fresh shape's embeddings are taken from it.
 
     Raises:
-        InputError: layers, names or shapes that cannot be.
+        InputError: layers, names or shapes that cannot be; entries that the others leave without a meaning.
     """
     torch.manual_seed(seed)
+    _refuse_idle_entries(student)
+    if student.shape is not None:
+        return _record(*fresh_student(student, teacher, task, general or teacher))
     if given is not None:
-        if given.model.config.num_labels != task.outputs:
+        if task.kind != "masked-lm" and given.model.config.num_labels != task.outputs:
             raise InputError(
                 f"the student's model has {given.model.config.num_labels} outputs, the task has {task.outputs} "
                 f"({', '.join(task.labels)}); make it with num_labels={task.outputs}"
             )
-        return _record(copy.deepcopy(given), {"from": "model object", "model": student.model})
+        return _cut(given, student, {"from": "model object", "model": student.model})
     if student.model is not None:
-        checkpoint = open_classifier(student.model, student.revision, student.trust_remote_code, head=task.config)
-        return _record(checkpoint, {"from": "checkpoint", "model": student.model})
+        where = (student.model, student.revision, student.trust_remote_code)
+        words = task.kind == "masked-lm"
+        opened = open_language_model(*where, head=False) if words else open_classifier(*where, head=task.config)
+        return _cut(opened, student, {"from": "checkpoint", "model": student.model})
     if teacher is None:
         raise InputError("without a teacher the student's start must be given; add student=MODEL")
-    if student.shape is not None:
-        return _fresh(student.shape, teacher, task)
-    depth = int(teacher.model.config.num_hidden_layers)
-    kept = student.layers if student.layers is not None else max(depth // 2, 1)
-    layers = kept if isinstance(kept, list) else layers_of_pattern(student.pattern, depth, kept)
-    made = Checkpoint(keep_layers(teacher.model, layers), teacher.tokenizer, "student")
-    return _record(made, {"from": "teacher", "layers": layers})
+    return _cut(teacher, student, {"from": "teacher"})
 
 
-def _fresh(shape: dict[str, Any], teacher: Checkpoint, task: Task) -> Checkpoint:
-    config = copy.deepcopy(teacher.model.config)
-    depth = shape.get("num_hidden_layers")
-    if isinstance(depth, int) and depth < config.num_hidden_layers:
-        keep_settings(config, range(depth))
-    for name, value in shape.items():
-        if not hasattr(config, name):
-            known = [key for key in config.to_dict() if not key.startswith("_")]
-            raise InputError(f"student.shape: {config.model_type} has no '{name}'; {nearest(name, known)}")
-        setattr(config, name, value)
-    config.update(task.config)
-    try:
-        type(config).from_dict(config.to_dict())  # what saving and opening will check
-        model = AutoModelForSequenceClassification.from_config(config)
-    except Exception as error:  # each architecture checks its own shapes in its own way
-        raise InputError(f"student.shape does not make a {config.model_type}: {' '.join(str(error).split())}") from None
-    return _record(Checkpoint(model, teacher.tokenizer, "student"), {"from": "random weights", "shape": shape})
+def cut_model(checkpoint: Checkpoint, layers: Depth, pattern: str) -> Checkpoint:
+    """A copy of a model with only these of its layers, recorded as a checkpoint's.
+
+    Args:
+        checkpoint: the model; not changed.
+        layers: how many to keep (a number, `half`, `all`), or which, counted from 0.
+        pattern: which layers a number keeps.
+
+    Raises:
+        InputError: see `keep_layers`.
+    """
+    depth = int(checkpoint.model.config.num_hidden_layers)
+    kept = chosen_layers(layers, pattern, depth, "layers", "the model")
+    made = Checkpoint(keep_layers(checkpoint.model, kept), checkpoint.tokenizer, checkpoint.name)
+    origin = {"from": "checkpoint", "model": checkpoint.name} if checkpoint.name else {"from": "model object"}
+    return _record(made, origin | {"layers": kept})
+
+
+def _refuse_idle_entries(student: Student) -> None:
+    if student.shape is None:
+        for name in ("embeddings", "tokenizer"):
+            if getattr(student, name):
+                raise InputError(f"student.{name} is about a fresh shape; give student.shape={{...}} or leave it out")
+    elif student.architecture is not None:
+        raise InputError(
+            "student.architecture is about layers kept of a BERT, not about a fresh shape; give "
+            f"student.shape.model_type={student.architecture} instead"
+        )
+
+
+def _cut(source: Checkpoint, student: Student, origin: dict[str, Any]) -> Checkpoint:
+    """A copy of `source` with the layers that the recipe keeps: of a teacher half of them by default, else all."""
+    if student.layers is None and student.model is not None and student.architecture is None:
+        return _record(Checkpoint(copy.deepcopy(source.model), source.tokenizer, source.name), origin)
+    kept: Depth = "half" if student.model is None else "all"
+    if student.layers is not None:
+        kept = student.layers
+    whose = "the teacher" if student.model is None else "student.model"
+    depth = int(source.model.config.num_hidden_layers)
+    layers = chosen_layers(kept, student.pattern, depth, model=whose)
+    origin = origin | {"layers": layers}
+    if student.architecture is None:
+        return _record(Checkpoint(keep_layers(source.model, layers), source.tokenizer, "student"), origin)
+    model = as_distilbert(source.model, layers)
+    origin["architecture"] = student.architecture
+    if hasattr(model, "pre_classifier"):
+        origin["random"] = ["pre_classifier", "classifier"]
+    return _record(Checkpoint(model, tokenizer_for(model, source.tokenizer), "student"), origin)
 
 
 def _record(checkpoint: Checkpoint, origin: dict[str, Any]) -> Checkpoint:

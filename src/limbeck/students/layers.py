@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from limbeck.anatomy import layer_list
 from limbeck.errors import InputError
+from limbeck.recipe.schema import Depth
 
 # A pattern keeps `kept` of `depth` layers, counted from 0.
 PATTERNS: dict[str, Callable[[int, int], list[int]]] = {
@@ -21,15 +22,45 @@ PATTERNS: dict[str, Callable[[int, int], list[int]]] = {
 every third, from layer 0 on. `spaced` spreads them evenly with both ends: 12 to 6 is DistilBERT's 0 2 4 7 9 11."""
 
 
-def layers_of_pattern(pattern: str, depth: int, kept: int) -> list[int]:
+def layers_of_pattern(
+    pattern: str, depth: int, kept: int, key: str = "student.layers", model: str = "the teacher"
+) -> list[int]:
     """The layers that `pattern` keeps.
 
+    Args:
+        pattern: one of `PATTERNS`.
+        depth: the model's layers.
+        kept: how many of them.
+        key: what the user gave `kept` as, for the message.
+        model: what the user calls the model, for the message.
+
     Raises:
-        InputError: more are to be kept than there are.
+        InputError: more are to be kept than there are, or none.
     """
-    if kept > depth:
-        raise InputError(f"student.layers is {kept}, but the teacher has {depth} layers; keep at most {depth}")
+    if not 1 <= kept <= depth:
+        raise InputError(f"{key} is {kept}, but {model} has {depth} layers; keep at least 1 and at most {depth}")
     return PATTERNS[pattern](depth, kept)
+
+
+def chosen_layers(
+    layers: Depth, pattern: str, depth: int, key: str = "student.layers", model: str = "the teacher"
+) -> list[int]:
+    """The layers that a recipe keeps: those named, or so many (`half` is at least one) by the pattern.
+
+    Args:
+        layers: as in the recipe.
+        pattern: one of `PATTERNS`.
+        depth: the model's layers.
+        key: where the recipe says it, for the message.
+        model: what the user calls the model, for the message.
+
+    Raises:
+        InputError: see `layers_of_pattern`; layers named are checked by `keep_layers`.
+    """
+    if isinstance(layers, list):
+        return layers
+    numbers = {"half": max(depth // 2, 1), "all": depth}
+    return layers_of_pattern(pattern, depth, numbers[layers] if isinstance(layers, str) else layers, key, model)
 
 
 def layers_table(depths: Sequence[int] = (6, 12, 24)) -> list[tuple[int, int, str, list[int]]]:
@@ -51,6 +82,18 @@ def keep_settings(config: PreTrainedConfig, layers: Sequence[int]) -> None:
             setattr(config, name, [value[layer] for layer in layers])
 
 
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """Refuse layers that cannot be kept of a model with so many.
+
+    Raises:
+        InputError: a layer that is not there, or is named twice; none at all.
+    """
+    if any(not 0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers) or not layers:
+        raise InputError(
+            f"layers {list(layers)} cannot be kept; the model's layers are 0 to {depth - 1}, each at most once"
+        )
+
+
 def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A copy of `teacher` with only these layers, in this order; all other weights are the teacher's.
 
@@ -64,11 +107,7 @@ def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
     """
     path, stack = layer_list(teacher)
     depth = len(stack)
-    wrong = [layer for layer in layers if not 0 <= layer < depth]
-    if wrong or len(set(layers)) < len(layers) or not layers:
-        raise InputError(
-            f"student.layers is {list(layers)}; the teacher's layers are 0 to {depth - 1}, each at most once"
-        )
+    check_layers(layers, depth)
     config = copy.deepcopy(teacher.config)
     keep_settings(config, layers)
     config.num_hidden_layers = len(layers)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import string
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +27,16 @@ import torch
 from datasets import Dataset, DatasetDict
 from datasets.utils.logging import disable_progress_bar
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
+from limbeck import cli
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.recipe import Recipe, load
 from limbeck.tasks import Task, collate, encode
@@ -261,6 +269,24 @@ def tiny_teacher(tiny_teacher_dir: Path) -> Checkpoint:
     return open_classifier(str(tiny_teacher_dir))
 
 
+@pytest.fixture(scope="session")
+def tiny_language_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random masked language model of the teacher's shape. Do not write into it."""
+    folder = tmp_path_factory.mktemp("models") / "language"
+    torch.manual_seed(5)
+    AutoModelForMaskedLM.from_config(make_model(initializer_range=0.05).config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_txt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 lines of plain text."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("".join(row["text"] + "\n" for row in make_reviews(300, seed=5)), "utf-8")
+    return path
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> tuple[str, PreTrainedModel]:
     """Each architecture with a stack of layers: its name and a random model of four."""
@@ -289,3 +315,20 @@ def tiny_recipe(tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path) -> Ca
         return load(method, {key: value for key, value in (settings | overrides).items() if value is not None})
 
     return make
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command line here: its exit code and everything that it printed."""
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["limbeck", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run

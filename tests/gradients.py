@@ -22,7 +22,7 @@ from limbeck.recipe.schema import Objectives
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
 from limbeck.teachers import HuggingFaceModel
-from limbeck.training import DistillationTrainer, Trained, train_stages
+from limbeck.training import DistillationTrainer, Teaching, Trained, train_stages
 
 TWO = Task("classification", LABELS)
 SHARD_ROWS = 3
@@ -48,8 +48,8 @@ class Said:
     def __init__(self, logits: torch.Tensor) -> None:
         self.logits = logits
 
-    def signals(self, rows: torch.Tensor) -> Signals:
-        return Signals(self.logits[rows])
+    def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
+        return Signals(self.logits[batch["row"]])
 
 
 def said_by_teacher() -> Said:
@@ -117,7 +117,7 @@ def train_on_eight(folder: Path, batch_size: int) -> Trained:
     known = table.filter(lambda row: row["label"] >= 0)
     student = Checkpoint(make_model(**CERTAIN), make_tokenizer(), "student")
     splits = Splits(known, known, known, table)
-    return train_stages("student", student, recipe.stages, recipe, TWO, splits, said_by_teacher())
+    return train_stages("student", student, recipe.stages, recipe, TWO, splits, Teaching(said_by_teacher()))
 
 
 def main(folder: Path) -> None:

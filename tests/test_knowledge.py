@@ -90,7 +90,7 @@ def test_a_store_holds_what_was_said(whole, texts):
     said = answers(texts, (1, -1))
     assert len(whole) == ROWS
     assert whole.folder.name == whole.manifest["key"][:16]
-    found = whole.signals(torch.arange(ROWS))
+    found = whole.signals({"row": torch.arange(ROWS)})
     assert found.logits.dtype == torch.float32
     assert torch.equal(found.logits, torch.from_numpy(said.logits))
     assert set(found.features) == {1, -1}
@@ -102,11 +102,11 @@ def test_a_store_holds_what_was_said(whole, texts):
 def test_signals_come_in_any_order_across_shards(whole, texts):
     said = answers(texts, (1, -1))
     for rows in ([22, 0, 5, 4, 10, 9], [7], [3, 3, 3], np.random.default_rng(0).permutation(ROWS).tolist()):
-        found = whole.signals(torch.tensor(rows))
+        found = whole.signals({"row": torch.tensor(rows)})
         np.testing.assert_array_equal(found.logits, said.logits[rows])
         np.testing.assert_array_equal(found.features[1], said.features[1][rows])
     with pytest.raises(IndexError):
-        whole.signals(torch.tensor([ROWS + PER_SHARD]))
+        whole.signals({"row": torch.tensor([ROWS + PER_SHARD])})
 
 
 def test_datasets_opens_the_folder(whole, texts):
@@ -124,7 +124,7 @@ def test_pairs_are_kept_with_both_texts(tmp_path, texts):
     table = datasets.load_from_disk(str(kept.folder))
     assert table.column_names == ["text", "text_pair", "logits"]
     assert table["text_pair"][:] == pairs["text_pair"][:]
-    np.testing.assert_array_equal(kept.signals(torch.arange(ROWS)).logits, answers(pairs).logits)
+    np.testing.assert_array_equal(kept.signals({"row": torch.arange(ROWS)}).logits, answers(pairs).logits)
 
 
 def test_the_manifest_is_inside_and_travels_with_every_shard(whole):
@@ -141,7 +141,7 @@ def test_the_manifest_is_inside_and_travels_with_every_shard(whole):
 
 def test_a_real_teacher_is_kept_as_it_answers(tmp_path, texts):
     teacher = HuggingFaceModel(Checkpoint(make_model(), make_tokenizer(), "m"), TWO, 32)
-    kept = label_texts(teacher, texts, TWO, tmp_path, (2, -1)).signals(torch.arange(ROWS))
+    kept = label_texts(teacher, texts, TWO, tmp_path, (2, -1)).signals({"row": torch.arange(ROWS)})
     said = teacher.ask(texts, (2, 4))
     np.testing.assert_allclose(kept.logits, said.logits, atol=1e-5)
     np.testing.assert_allclose(kept.features[2], said.features[2], atol=5e-3)
@@ -150,7 +150,8 @@ def test_a_real_teacher_is_kept_as_it_answers(tmp_path, texts):
 
 def test_a_moved_store_opens(whole, tmp_path):
     moved = Store(shutil.copytree(whole.folder, tmp_path / "elsewhere"))
-    assert torch.equal(moved.signals(torch.tensor([7])).logits, whole.signals(torch.tensor([7])).logits)
+    batch = {"row": torch.tensor([7])}
+    assert torch.equal(moved.signals(batch).logits, whole.signals(batch).logits)
 
 
 # --- asked once -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -14,15 +15,38 @@ from limbeck.errors import InputError
 from limbeck.recipe import Recipe, dump, json_schema, load, packaged, parse_overrides
 
 PLAIN = {"data": "reviews.csv", "teacher": "teacher", "output": "run"}
-MINIMAL: dict[str, dict[str, Any]] = {name: PLAIN for name in packaged()} | {
-    "fine-tune": {"data": "reviews.csv", "student": "model", "output": "run"}
-}
+ALONE = {"data": "reviews.csv", "student": "model", "output": "run"}
+
+
+def minimal(name: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """The least that a packaged recipe is used with; plain text for those with stages on it."""
+    if name == "ib-bert":
+        return {"data": "reviews.csv", "student": raw["student"] | {"tokenizer": "tokens"}, "output": "run"}
+    if name in ("fine-tune", "pretrain"):
+        return ALONE
+    on_text = any("task" in stage for stage in raw["stages"])
+    return PLAIN | ({"data": {"train": "reviews.csv", "corpus": "wiki.txt"}} if on_text else {})
+
+
+MINIMAL = {name: minimal(name, raw) for name, raw in packaged().items()}
+TWO_STAGES = [
+    {"name": "general", "task": "masked-lm", "objectives": {"hidden": 1}},
+    {"name": "last", "objectives": {"soft_targets": 1}},
+]
+ON_TEXT = {"stages": TWO_STAGES, "data.corpus": "wiki.txt"}
 
 
 def refusal(overrides: dict[str, Any], recipe: Any = "hinton") -> str:
     with pytest.raises(InputError) as caught:
         load(recipe, {**PLAIN, **overrides})
     return str(caught.value)
+
+
+def entry(value: Any, at: str) -> Any:
+    """What stands in a recipe at a dotted place."""
+    for part in at.split("."):
+        value = value[int(part)] if isinstance(value, (list, dict)) else getattr(value, part)
+    return value
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -35,6 +59,16 @@ def test_packaged_recipes_load_with_minimal_overrides(name):
     assert "arxiv.org" in recipe.about.paper
     assert recipe.stages
     assert recipe.data.train.path == "reviews.csv"
+
+
+def test_packaged_recipes_ask_for_plain_text_only_where_a_stage_is_on_it():
+    asking = [name for name, overrides in MINIMAL.items() if "corpus" in overrides["data"]]
+    assert asking == ["layerdrop", "minilm", "minilmv2", "mobilebert", "tinybert", "well-read"]
+    for name in asking:
+        first = packaged()[name]["stages"][0]["name"]
+        said = f"stage '{first}' is about plain text; give data.corpus=FILE, or leave the stage out with stages.{first}"
+        assert said in refusal({}, name)
+    assert load("distilbert-pretrain", PLAIN).stages[0].on_text  # the recipe's task is the stage's
 
 
 @pytest.mark.parametrize("name", packaged())
@@ -53,7 +87,12 @@ def test_the_resolved_recipe_states_every_default():
     text = dump(load("hinton", PLAIN))
     resolved = yaml.safe_load(text)
     assert resolved["training"]["learning_rate"] == 5e-5
-    assert resolved["stages"][0]["objectives"]["soft_targets"] == {"weight": 0.9, "temperature": 2.0, "form": "kl"}
+    assert resolved["stages"][0]["objectives"]["soft_targets"] == {
+        "weight": 0.9,
+        "temperature": 2.0,
+        "positions": "all",
+        "form": "kl",
+    }
     assert resolved["teacher"]["models"][0]["model"] == "teacher"
 
 
@@ -83,7 +122,8 @@ output: run
     recipe = load(path)
     assert recipe.student.layers == 6
     assert recipe.stages[0].objectives.hard_labels.weight == 0.1
-    assert all(len(yaml.safe_dump(raw).splitlines()) < 25 for raw in packaged().values())
+    folder = resources.files("limbeck.recipes")
+    assert all(len((folder / f"{name}.yaml").read_text("utf-8").splitlines()) < 30 for name in packaged())
 
 
 def test_a_recipe_and_a_mapping_load_too():
@@ -150,13 +190,80 @@ def test_parse_overrides_reads_yaml():
         ({"stages.0.objectives.hard_labels.weight": 7}, "stages.0.objectives.hard_labels.weight", 7),
         ({"stages.distill.objectives.soft_targets.temperature": 4}, "stages.0.objectives.soft_targets.weight", 0.9),
         ({"stages.distill.objectives.soft_targets.temperature": 4}, "stages.0.objectives.soft_targets.temperature", 4),
+        ({"student": "small", "student.layers": 2}, "student.layers", 2),
+        ({"student": "small", "student.layers": 2}, "student.model", "small"),
+        ({"student.architecture": "distilbert"}, "student.architecture", "distilbert"),
+        ({"student.shape.model_type": "electra", "student.tokenizer": "t"}, "student.shape", {"model_type": "electra"}),
+        ({"student.shape": {}, "student.embeddings": True}, "student.embeddings", True),
+        (ON_TEXT | {"assistant": "middle"}, "assistant.model", "middle"),
+        (ON_TEXT | {"assistant.layers": "half"}, "assistant.layers", "half"),
+        (ON_TEXT | {"teacher.general": "language"}, "teacher.general.model", "language"),
+        (ON_TEXT | {"teacher": {"model": "A", "general": "language"}}, "teacher.general.model", "language"),
+        (ON_TEXT, "data.corpus.path", "wiki.txt"),
+        ({"data.augmentation": "language"}, "data.augmentation.copies", 20),
+        ({"data.augmentation": "language", "data.augmentation.copies": 3}, "data.augmentation.model", "language"),
+        ({"training.layer_drop": 0.5}, "training.layer_drop", 0.5),
+        ({"training.dropout": False}, "training.dropout", False),
+        ({"stages.distill.keep": "half"}, "stages.0.keep", "half"),
+        ({"stages.distill.keep": [0, 2]}, "stages.0.keep", [0, 2]),
+        ({"stages.distill.keep": 2, "stages.distill.pattern": "last"}, "stages.0.pattern", "last"),
+        ({"stages.distill.on": "train"}, "stages.0.on", "train"),
+        ({"stages.distill.objectives.hidden": 3}, "stages.0.objectives.hidden.weight", 3),
+        ({"stages.distill.objectives.hidden.form": "cls"}, "stages.0.objectives.hidden.layers", "uniform"),
+        ({"stages.distill.objectives.hidden.layers": {-1: -1}}, "stages.0.objectives.hidden.layers", {-1: -1}),
+        ({"stages.distill.objectives.embedding": 2}, "stages.0.objectives.embedding.weight", 2),
+        ({"stages.distill.objectives.attention.form": "kl"}, "stages.0.objectives.attention.form", "kl"),
+        ({"stages.distill.objectives.relations": 1}, "stages.0.objectives.relations.layers", {-1: -1}),
+        ({"stages.distill.objectives.relations.of": ["keys"]}, "stages.0.objectives.relations.of", ["keys"]),
+        ({"stages.distill.objectives.feature_map.mean": 0}, "stages.0.objectives.feature_map.mean", 0),
+        ({"stages": TWO_STAGES, "stages.general": None}, "stages.0.name", "last"),
+        ({"stages": TWO_STAGES, "stages.0": None}, "stages.0.name", "last"),
+        ({"stages": TWO_STAGES, "data.corpus": "wiki.txt"}, "stages.0.task.mask", 0.15),
+        (
+            {"stages": TWO_STAGES, "data.corpus": "wiki.txt", "stages.general.task.packed": True},
+            "stages.0.task.packed",
+            True,
+        ),
     ],
 )
 def test_overrides_and_shorthands(overrides, at, expected):
-    value: Any = load("hinton", {**PLAIN, **overrides})
-    for part in at.split("."):
-        value = value[int(part)] if part.isdigit() else getattr(value, part)
-    assert value == expected
+    assert entry(load("hinton", {**PLAIN, **overrides}), at) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "expected"),
+    [
+        (["stages.general=null"], "stages.0.name", "intermediate"),
+        (["stages.general="], "stages.0.name", "intermediate"),
+        (["stages.prediction.keep=half", "stages.general=null"], "stages.1.keep", "half"),
+        (["stages.intermediate.objectives.hidden.layers={-1: -1}"], "stages.1.objectives.hidden.layers", {-1: -1}),
+        (["stages.intermediate.objectives.attention.layers={1: 3, 2: 6}"], "stages.1.objectives.attention.layers.1", 3),
+        (["student.shape={hidden_size: 8}"], "student.shape", {"hidden_size": 8}),
+        (["student.shape=null", "student.layers=2"], "student.layers", 2),
+    ],
+)
+def test_overrides_as_words_of_the_command_line(words, at, expected):
+    corpus = [] if any("general" in word for word in words) else ["data.corpus=wiki.txt"]
+    assert entry(load("tinybert", PLAIN | parse_overrides([*corpus, *words])), at) == expected
+
+
+def test_a_dropped_stage_stays_dropped(tmp_path):
+    recipe = load("tinybert", PLAIN | parse_overrides(["stages.general=null"]))
+    assert [stage.name for stage in recipe.stages] == ["intermediate", "prediction"]
+    assert packaged()["tinybert"]["stages"][0]["name"] == "general"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump(recipe))
+    assert load(path) == recipe
+
+
+def test_a_stage_is_about_what_the_recipe_is_about():
+    general, last = load({**PLAIN, "stages": TWO_STAGES}, {"data.corpus": "wiki.txt"}).stages
+    assert general.on_text
+    assert not last.on_text
+    only = {"name": "only", "objectives": {"masked_lm": 1}}
+    recipe = load({**PLAIN, "task": {"kind": "masked-lm", "packed": True, "mask": 0.3}, "stages": [only]})
+    assert recipe.stages[0].on_text
+    assert recipe.stages[0].task == recipe.task
 
 
 def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
@@ -186,10 +293,34 @@ def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
             "stages.0.objectives.soft_targets.temperature: input should be greater than 0, not -1",
         ),
         ({"stages.distill.objectives.hard_labels": 0}, "hard_labels.weight: input should be greater than 0, not 0"),
-        ({"student.layers": 2, "student.model": "m"}, "layers and model exclude each other"),
-        ({"student": "m", "student.shape": {"hidden_size": 8}}, "model and shape exclude each other"),
+        (
+            {"student": "m", "student.shape": {"hidden_size": 8}},
+            "model and shape exclude each other; keep one (model=n",
+        ),
+        ({"student.layers": 2, "student.shape": {"hidden_size": 8}}, "layers and shape exclude each other; keep one"),
+        ({"student.architecture": "bert"}, "student.architecture: input should be 'distilbert', not 'bert'"),
+        ({"student.tokenzer": "t"}, "student: unknown key 'tokenzer'; did you mean 'tokenizer'?"),
+        ({"assistant.layer": 3}, "assistant: unknown key 'layer'; did you mean 'layers'?"),
+        ({"teacher.generel": "t"}, "teacher: unknown key 'generel'; did you mean 'general'?"),
+        ({"data.augmentation.copies": 2}, "data.augmentation.model: missing; give data.augmentation.model=..."),
+        ({"data.augmentation": {"model": "m", "probability": 0}}, "data.augmentation.probability: input should be gr"),
+        ({"task.mask": 1}, "task.mask: input should be less than 1, not 1"),
+        ({"training.layer_drop": 1}, "training.layer_drop: input should be less than 1, not 1"),
+        ({"stages.distill.keep": 0}, "stages.0.keep: input should be greater than or equal to 1, not 0"),
+        ({"stages.distill.keep": "third"}, "stages.0.keep: input should be 'half' or 'all', not 'third'"),
+        ({"stages.distill.on": "test"}, "stages.0.on: input should be 'train' or 'transfer', not 'test'"),
+        (
+            {"stages.distill.objectives.hidden.layers": "first"},
+            "input should be 'uniform', 'skip' or 'last', not 'first'",
+        ),
+        (
+            {"stages.distill.objectives.relations.of": ["words"]},
+            "input should be 'queries', 'keys' or 'values', not 'wo",
+        ),
+        ({"stages.distill": None}, "stages: list should have at least 1 item"),
+        ({"stages.first": None}, "cannot set 'stages.first': no item 'first' among ['distill']"),
         ({"student.layers": 0}, "student.layers: input should be greater than or equal to 1, not 0"),
-        ({"teacher": None}, "stage 'distill' has soft_targets, which need a teacher; give teacher=..."),
+        ({"teacher": None}, "stage 'distill' has soft_targets, which needs a teacher; give teacher=..."),
         ({"teacher": []}, "teacher.models"),
         ({"stages.distill.objectives": {}}, "no objective; give at least one of hard_labels, soft_targets"),
         ({"stages.distill.training.epochs": 0}, "stages.distill.training: epochs: input should be greater than 0"),
@@ -197,7 +328,10 @@ def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
         ({"stages.3.training.epochs": 1}, "no item '3'"),
         ({"data.train.path.x": 1}, "'path' is 'reviews.csv', which has no keys"),
         ({"data.validation": 1.5}, "data.validation: input should be less than 1, not 1.5"),
-        ({"task": "multilabel"}, "input should be 'classification', 'multi-label' or 'regression', not 'multilabel'"),
+        (
+            {"task": "multilabel"},
+            "input should be 'classification', 'multi-label', 'regression' or 'masked-lm', not 'mul",
+        ),
         ({"training.precision": "int8"}, "training.precision: input should be 'auto', 'float32'"),
         ({"export": ["tflite"]}, "export.formats.0: input should be 'onnx' or 'int8', not 'tflite'"),
         ({"stages.0.name": "a b"}, "stages.0.name"),
@@ -206,6 +340,97 @@ def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
 )
 def test_refusals_name_place_value_and_way_out(overrides, said):
     assert said in refusal(overrides)
+
+
+def staged(**stage: Any) -> dict[str, Any]:
+    """Overrides that give the recipe this one stage."""
+    return {"stages": [{"name": "a", **stage}]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (staged(objectives={"hidden": 1}) | {"teacher": None}, "stage 'a' has hidden, which needs a teacher; give tea"),
+        (
+            staged(task="masked-lm", objectives={"hard_labels": 1}),
+            "stage 'a' is about plain text, which has no hard_labels; use masked_lm",
+        ),
+        (
+            staged(objectives={"masked_lm": 1}),
+            "stage 'a' has masked_lm, which is about plain text; add task: masked-lm",
+        ),
+        (
+            staged(task="regression", objectives={"hard_labels": 1}),
+            "stage 'a' has task regression; its own can only be masked-lm, so leave it out",
+        ),
+        (
+            staged(task="masked-lm", objectives={"masked_lm": 1}),
+            "stage 'a' is about plain text; give data.corpus=FILE, or leave the stage out with stages.a=null",
+        ),
+        (
+            staged(objectives={"soft_targets": {"positions": "masked"}}),
+            "stage 'a' has no masked words; leave soft_targets.positions out",
+        ),
+        *(
+            (
+                staged(objectives={name: 1}) | {"training.layer_drop": 0.1},
+                "stage 'a' has layer_drop, and the attention of a layer left out cannot be learnt from; set layer_drop "
+                "to 0, or leave attention and relations out",
+            )
+            for name in ("attention", "relations")
+        ),
+        *(
+            (
+                staged(progressive=True, objectives={"hidden": 1, name: 1}),
+                f"stage 'a' is progressive, and {name} is not about one layer; use hidden, attention, relations, "
+                "feature_map, or set progressive to false",
+            )
+            for name in ("hard_labels", "soft_targets", "embedding")
+        ),
+        (
+            staged(objectives={"soft_targets": 1}, training={"layer_drop": 2}),
+            "stages.a.training: layer_drop: input should be less than 1, not 2",
+        ),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(overrides, said):
+    assert said in refusal(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"teacher": ["A", "B"]}, "task masked-lm takes one teacher, and 2 are given; keep one"),
+        (
+            {"export": ["onnx", "int8"]},
+            "export.formats onnx, int8 are for classifiers, and the task is masked-lm; give",
+        ),
+        *(
+            (
+                {f"data.{name}": "more"},
+                f"data.{name} is for tasks with labels, and the task is masked-lm; give all text as data.train and "
+                f"leave data.{name} out",
+            )
+            for name in ("corpus", "unlabelled", "augmentation")
+        ),
+        ({"stages.distill.objectives.hard_labels": 1}, "stage 'distill' is about plain text, which has no hard_labels"),
+        ({"teacher": None}, "stage 'distill' has soft_targets, which needs a teacher"),
+    ],
+)
+def test_what_a_language_model_has_no_use_for_is_refused(overrides, said):
+    assert load("distilbert-pretrain", PLAIN).task.kind == "masked-lm"
+    assert said in refusal(overrides, "distilbert-pretrain")
+
+
+def test_terms_that_look_into_layers_may_go_with_layer_drop_or_stay_alone():
+    allowed = staged(objectives={"hidden": 1, "soft_targets": 1}) | {"training.layer_drop": 0.1}
+    assert load("hinton", PLAIN | allowed).training.layer_drop == 0.1
+    every = {"hidden": 1, "attention": 1, "relations": 1, "feature_map": 1}
+    recipe = load("hinton", PLAIN | staged(progressive=True, objectives=every))
+    assert recipe.stages[0].objectives.names == list(every)
+    assert recipe.stages[0].objectives.needs_teacher
+    alone = staged(task="masked-lm", objectives={"masked_lm": 1}) | {"data.corpus": "wiki.txt", "teacher": None}
+    assert not load("hinton", PLAIN | alone | {"student": "m"}).stages[0].objectives.needs_teacher
 
 
 def test_no_message_shows_pydantics_own_names():
@@ -253,7 +478,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         return False
     if "anyOf" in schema and not any(fits(value, option, root) for option in schema["anyOf"]):
         return False
-    if "enum" in schema and value not in schema["enum"]:
+    if ("enum" in schema and value not in schema["enum"]) or ("const" in schema and value != schema["const"]):
         return False
     kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
     kind = schema.get("type")
@@ -329,6 +554,11 @@ def test_the_schema_takes_what_loading_takes(teacher, takes):
         {"stages": []},
         {"stages": [{"name": "a", "objectives": {"soft_targets": 1}, "training": {"epoch": 1}}]},
         {"stages": [{"name": "a", "objectives": {"soft_targets": {"temperature": 0}}}]},
+        {"stages": [{"name": "a", "objectives": {"hidden": {"layers": "first"}}}]},
+        {"stages": [{"name": "a", "objectives": {"relations": {"of": []}}}]},
+        {"stages": [{"name": "a", "objectives": {"soft_targets": 1}, "keep": "third"}]},
+        {"task": {"mask": 1}},
+        {"student": {"architecture": "bert"}},
     ],
 )
 def test_the_schema_refuses_what_loading_refuses(wrong):
@@ -359,3 +589,30 @@ def test_every_setting_is_described():
             meant = schema["$defs"].get(setting.get("$ref", "").rpartition("/")[2], {})
             described = setting.get("description") or meant.get("description")
             assert described, f"{node['title']}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"data.corpus": "wiki.txt"}, "data.corpus is given, but no stage is about plain text; drop it with"),
+        ({"teacher.general": "A"}, "teacher.general is given, but no stage learns from a teacher on plain text"),
+        (
+            {"training.layer_drop": 0.1, "training.dropout": False},
+            "stage 'distill' has layer_drop with dropout off, which turns both off; set one of them",
+        ),
+        ({"assistant": "A"}, "assistant is given, but no stage learns from a teacher on plain text"),
+    ],
+)
+def test_entries_that_no_stage_uses_are_refused(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        load("hinton", PLAIN | given)
+
+
+def test_a_stage_is_not_named_like_a_turn_of_another() -> None:
+    layers = {"feature_map": 1}
+    stages = [
+        {"name": "a", "task": "masked-lm", "progressive": True, "objectives": layers},
+        {"name": "a-1", "objectives": {"hard_labels": 1}},
+    ]
+    with pytest.raises(InputError, match="stage 'a-1' is named like a turn of the progressive 'a'; rename it"):
+        load(PLAIN, {"stages": stages, "data.corpus": "wiki.txt"})

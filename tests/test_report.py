@@ -2,6 +2,7 @@
 
 import copy
 import html.parser
+import json
 import math
 import re
 from pathlib import Path
@@ -10,9 +11,20 @@ import pytest
 import yaml
 from rich.console import Console
 
+from limbeck.recipe import load
+from limbeck.recipe.schema import Recipe
 from limbeck.report import metrics_table, write_card, write_report
 from limbeck.report.numbers import bounds, count, difference, duration, p_value, score, significant, times
-from limbeck.report.sentences import comparison, speed_terms, verdict
+from limbeck.report.sentences import (
+    augmentation,
+    comparison,
+    data,
+    initialisation,
+    speed_terms,
+    stages,
+    text_teacher,
+    verdict,
+)
 from limbeck.report.table import headline
 
 RECIPE = """\
@@ -27,6 +39,37 @@ stages:
 - name: distill
   objectives: {soft_targets: {weight: 0.9, temperature: 2.0, form: kl}, hard_labels: {weight: 0.1}}
 output: runs/reviews
+"""
+SYSTEM = """\
+data: {train: reviews.csv, corpus: wiki.txt, augmentation: {model: some/where/lm, copies: 2, probability: 0.5}}
+teacher: {models: [big-teacher], general: {model: some/where/general}}
+student: {shape: {model_type: mobilebert, hidden_size: 64}, embeddings: true}
+stages:
+- name: transfer
+  task: {kind: masked-lm, packed: true}
+  progressive: true
+  objectives: {feature_map: 1, attention: {form: kl}}
+  training: {dropout: false}
+- name: words
+  task: {kind: masked-lm, whole_words: true}
+  objectives: {masked_lm: 0.5, soft_targets: {weight: 0.5, temperature: 1, positions: masked}}
+  training: {epochs: 1, layer_drop: 0.25}
+- name: follow
+  objectives: {relations: {of: [queries, keys], heads: 8}, hidden: {form: cosine, layers: {1: 3, -1: -1}}}
+- name: fine-tune
+  keep: half
+  objectives: {hard_labels: 1, soft_targets: 1}
+output: runs/reviews
+"""
+"""A recipe with stages on plain text, one of them layer by layer, and on the task."""
+WORDS = """\
+task: {kind: masked-lm, max_length: 64}
+data: wiki.txt
+teacher: language
+stages:
+- name: distill
+  objectives: {masked_lm: 2, soft_targets: 5}
+output: runs/words
 """
 EVIL = "<script>alert('x')</script> & \"quoted\" ``` | $5 or $6"
 
@@ -72,16 +115,19 @@ def model(accuracy: float, retention: float, agreement: float, size: int, latenc
     }
 
 
-def history(terms: tuple[str, ...], epochs: int, top: float) -> list[dict]:
+def history(terms: tuple[str, ...], epochs: int, top: float | None) -> list[dict]:
     logs: list[dict] = []
     for step in range(1, epochs * 10 + 1):
         epoch, value = step / 10, 0.2 + 1.1 * math.exp(-step / 8)
         parts = {term: value * (1 + i) for i, term in enumerate(terms)}
         logs.append({"loss": value, "grad_norm": 1.0, "learning_rate": 5e-5, **parts, "epoch": epoch, "step": step})
-        if step % 10 == 0:
+        if step % 10 == 0 and top is not None:
             reached = top - 0.08 * math.exp(-epoch)
             logs.append({"eval_accuracy": reached, "eval_runtime": 1.0, "epoch": epoch, "step": step})
-    return [*logs, {"train_runtime": 61.0, "train_loss": 0.4, "total_flos": 1e12, "epoch": float(epochs), "step": 30}]
+    return [
+        *logs,
+        {"train_runtime": 61.0, "train_loss": 0.4, "total_flos": 1e12, "epoch": float(epochs), "step": 10 * epochs},
+    ]
 
 
 def full() -> dict:
@@ -209,7 +255,47 @@ def multi_label() -> dict:
     return metrics
 
 
-CASES = {"full": full, "bare": bare, "regression": regression, "alone": alone, "multi-label": multi_label}
+def system() -> dict:
+    """A run of `SYSTEM`, its first stage a phase for every layer."""
+    metrics = full()
+    layers = {f"transfer-{n}": history(("attention", "feature_map"), 1, None) for n in (1, 2, 3)}
+    follow = history(("hidden", "relations"), 2, None)
+    phases = layers | {"words": history(("soft_targets", "masked_lm"), 1, 0.4), "follow": follow}
+    phases |= {"fine-tune": history(("hard_labels", "soft_targets"), 3, 0.92)}
+    alone = {"transfer": history(("masked_lm",), 3, 0.3), "words": history(("masked_lm",), 1, 0.35)}
+    alone |= {"follow": history(("hard_labels",), 2, 0.8), "fine-tune": history(("hard_labels",), 3, 0.9)}
+    origin = {"from": "random weights", "shape": {"model_type": "mobilebert", "hidden_size": 64}, "embeddings": ["w"]}
+    for model, logs in (("student", phases), ("baseline", alone)):
+        seconds = dict.fromkeys(logs, 61.0)
+        metrics["training"][model] = {"history": logs, "seconds": seconds, "initialisation": origin}
+    return metrics
+
+
+def words() -> dict:
+    """A run of `WORDS`: a language model's."""
+    metrics = bare()
+    metrics["task"] = {"kind": "masked-lm", "labels": [], "metric": "accuracy", "pair": False}
+    metrics["training"]["student"]["history"] = {"distill": history(("soft_targets", "masked_lm"), 2, 0.5)}
+    for name in ("teacher", "student"):
+        metrics[name]["quality"] = {"accuracy": metrics[name]["quality"]["accuracy"]}
+        metrics[name]["slices"]["class"] = {}
+    metrics["disagreements"] = [
+        {"text": "a [MASK] soup", "label": "good", "teacher": "good", "student": "bad"}
+        | {"teacher_confidence": 0.9, "student_confidence": 0.4}
+    ]
+    return metrics
+
+
+CASES = {
+    "full": full,
+    "bare": bare,
+    "regression": regression,
+    "alone": alone,
+    "multi-label": multi_label,
+    "system": system,
+    "words": words,
+}
+RECIPES = {"system": SYSTEM, "words": WORDS}
 
 
 def printed(metrics: dict) -> str:
@@ -241,6 +327,21 @@ class Page(html.parser.HTMLParser):
     def handle_endtag(self, tag):
         if tag not in self.VOID:
             assert self.open.pop() == tag, (tag, self.getpos())
+
+
+def recipe_of(text: str, **changes: object) -> Recipe:
+    return load(yaml.safe_load(text), changes)
+
+
+def started(origin: dict) -> str | None:
+    return initialisation({"training": {"student": {"initialisation": origin}}})
+
+
+def plots(text: str) -> dict[str, str]:
+    """The page's figures with a heading: what each plot shows, in words."""
+    found = re.findall(r"<figure>\s*<h3>(.*?)</h3>\s*<svg[^>]*aria-label=\"([^\"]*)", text)
+    assert len(dict(found)) == len(found)
+    return dict(found)
 
 
 def report(metrics: dict, folder: Path, recipe: str = RECIPE) -> str:
@@ -321,17 +422,19 @@ def test_card_has_front_matter_that_the_hub_reads(case, tmp_path):
     metrics = CASES[case]()
     folder = tmp_path / "reviews" / "student"
     folder.mkdir(parents=True)
-    path = write_card(metrics, RECIPE, folder)
+    path = write_card(metrics, RECIPES.get(case, RECIPE), folder)
     assert path == folder / "README.md"
     card = huggingface.ModelCard(path.read_text("utf-8"), ignore_metadata_errors=False)
     assert card.data.library_name == "transformers"
-    assert card.data.pipeline_tag == "text-classification"
+    kind = "fill-mask" if case == "words" else "text-classification"
+    assert card.data.pipeline_tag == kind
+    assert {result.task_type for result in card.data.eval_results} == {kind}
     assert card.data.tags == ["limbeck", "knowledge-distillation"]
     assert card.data.model_name == "reviews"
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     quality = metrics["student"]["quality"]
     assert list(results.values()) == [round(measured["value"], 6) for measured in quality.values()]
-    assert {result.dataset_type for result in card.data.eval_results} == {"reviews"}
+    assert {result.dataset_type for result in card.data.eval_results} == {"wiki" if case == "words" else "reviews"}
     assert "\n\n\n" not in card.text
     assert not re.search("(?<!=)None", card.text)
 
@@ -344,7 +447,7 @@ def test_card_tells_the_whole_story(tmp_path):
         "- Teacher: `big-teacher`",
         "- Method: hinton: Soft targets at a temperature (Hinton, Vinyals and Dean 2015)",
         "layers 0, 2, 4, 7, 9, 11",
-        "0.1 x hard labels + 0.9 x soft targets (temperature 2.0, form kl)",
+        "0.1 x hard labels + 0.9 x soft targets (temperature 2, form kl)",
         "15,200 train, 30,400 transfer",
         "3 test examples also stand",
         "| Student | 91.6 % (90.4 to 92.7) | 99.1 % (98.2 to 99.9) |",
@@ -384,7 +487,7 @@ def test_card_names_what_is_on_the_hub(tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_page_is_well_formed_and_needs_nothing_from_elsewhere(case, tmp_path):
-    text = report(CASES[case](), tmp_path)
+    text = report(CASES[case](), tmp_path, RECIPES.get(case, RECIPE))
     page = Page(text)
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "img", "iframe", "object", "base"), tag
@@ -492,4 +595,181 @@ def test_losses_over_two_decades_have_plain_ticks(tmp_path):
             entry["loss"] /= 10 ** entry["epoch"]
     text = report(metrics, tmp_path)
     assert "mathdefault" not in text
-    assert ">0.02</text>" in text
+    assert ">0.01</text>" in text
+    assert ">0.02</text>" not in text  # over many decades there is no room for more than one tick of each
+
+
+# --- what runs with plain text, several stages and other students say ---------------------------------------------
+
+
+def test_each_stage_is_told_with_what_it_is_about():
+    transfer, words_, follow, tune = stages(recipe_of(SYSTEM), system())
+    assert transfer == (
+        "transfer: on plain text, packed; layer after layer; 1 x attention (form kl, layers uniform) + "
+        "1 x feature map (normalised 100, mean 5000, variance 5, layers uniform); 3 epochs shared by the layers, "
+        "learning rate 5e-05, batch size 32, no dropout"
+    )
+    assert words_ == (
+        "words: on plain text, 15 % masked by whole words; 0.5 x soft targets (temperature 1, positions masked, "
+        "form kl) + 0.5 x masked words; 1 epoch, learning rate 5e-05, batch size 32, "
+        "each layer left out with chance 0.25"
+    )
+    assert follow.startswith(
+        "follow: on the transfer set; 1 x hidden (form cosine, layer 1 from the teacher's 3, "
+        "last layer from the teacher's last) + 1 x relations (of queries, keys, heads 8, "
+        "last layer from the teacher's last); "
+    )
+    assert tune.startswith("fine-tune: on the transfer set; cut to half of its layers (alternate); 1 x hard labels + ")
+    same = system()
+    same["data"]["transfer"] = same["data"]["train"]
+    assert "transfer set" not in stages(recipe_of(SYSTEM), same)[2]
+    own = recipe_of(SYSTEM, **{"stages.fine-tune.on": "train", "stages.fine-tune.keep": [0, 2]})
+    told = stages(own, system())[3]
+    assert told.startswith("fine-tune: on the labelled examples; cut to its layers 0, 2 (counted from 0); ")
+    assert stages(recipe_of(WORDS), words())[0].startswith("distill: on plain text, 15 % masked; 5 x soft targets (")
+
+
+def test_a_number_has_no_temperature_but_the_words_of_its_text_stage_do():
+    metrics = system()
+    metrics["task"]["kind"] = "regression"
+    _, words_, _, tune = stages(recipe_of(SYSTEM, task="regression"), metrics)
+    assert "soft targets (temperature 1" in words_
+    assert "1 x soft targets;" in tune
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        ({"from": "teacher", "layers": [3]}, "the teacher's embeddings, head and layer 3 (counted from 0)"),
+        (
+            {"from": "teacher", "layers": [0, 2], "architecture": "distilbert", "random": ["classifier"]},
+            "the teacher's embeddings and layers 0, 2 (counted from 0), as a distilbert model with a fresh head",
+        ),
+        (
+            {"from": "teacher", "layers": [0, 2], "architecture": "distilbert"},
+            "the teacher's embeddings, head and layers 0, 2 (counted from 0), as a distilbert model",
+        ),
+        ({"from": "checkpoint", "model": "a/b/c/start"}, "the checkpoint start"),
+        (
+            {"from": "checkpoint", "model": "start", "layers": [0, 1]},
+            "embeddings, head and layers 0, 1 (counted from 0) of the checkpoint start",
+        ),
+        ({"from": "model object", "model": "memory:1"}, "a model in memory"),
+        (
+            {"from": "random weights", "shape": {"hidden_size": 8}},
+            "random weights; the teacher's configuration with hidden_size 8",
+        ),
+        (
+            {"from": "random weights", "shape": {"model_type": "electra"}, "tokenizer": "/home/me/tokens"},
+            "random weights; architecture electra; the tokenizer of tokens",
+        ),
+        (
+            {"from": "random weights", "shape": {"hidden_size": 8}, "embeddings": ["word_embeddings.weight"]},
+            "random weights; the teacher's configuration with hidden_size 8; the teacher's embeddings",
+        ),
+        ({}, None),
+    ],
+)
+def test_every_start_is_told(origin, told):
+    assert started(origin) == told
+
+
+def test_who_teaches_on_plain_text_is_told():
+    assert text_teacher(recipe_of(RECIPE)) is None
+    assert text_teacher(recipe_of(SYSTEM)) == "general (stages transfer, words)"
+    assert text_teacher(recipe_of(SYSTEM, **{"teacher.general": None, "stages.words": None})) == (
+        "the teacher's own body (stage transfer)"
+    )
+    assert text_teacher(recipe_of(SYSTEM, assistant={"layers": 6})) == (
+        "an assistant, itself distilled from general first; it started from 6 of the teacher's layers (spaced) "
+        "(stages transfer, words)"
+    )
+    assert text_teacher(recipe_of(WORDS)) is None
+    assert "distilled from the teacher first" in text_teacher(recipe_of(WORDS, assistant={"shape": {"hidden_size": 8}}))
+
+
+def test_data_and_augmentation_are_told():
+    assert augmentation(recipe_of(RECIPE)) is None
+    assert augmentation(recipe_of(SYSTEM)) == (
+        "up to 2 copies of each training text, each word replaced with chance 0.5 by one of the 15 likeliest of lm, "
+        "or nearest by the teacher's input embeddings"
+    )
+    metrics = system()
+    metrics["data"]["corpus"] = 120_000
+    assert data(metrics).endswith("1,900 test; 120,000 lines of plain text.")
+    assert data(words()) == (
+        "Lines of plain text: 15,200 train, 1,900 validation; 1,900 test lines with one word hidden."
+    )
+
+
+def test_the_baseline_of_a_system_learns_from_words_too(tmp_path):
+    text = "trained on masked words and the labels alone"
+    assert text in verdict(system())
+    assert text in write_card(system(), SYSTEM, tmp_path).read_text("utf-8")
+    assert "over training on masked words and the labels alone" in report(system(), tmp_path, SYSTEM)
+    assert "trained on the labels alone" in verdict(full())
+
+
+def test_losses_of_different_terms_and_words_and_the_task_s_metric_have_plots_of_their_own(tmp_path):
+    page = report(system(), tmp_path, SYSTEM)
+    shown = plots(page)
+    for heading in (
+        "Loss of the student: transfer",
+        "Loss of the student: words",
+        "Loss of the student: follow",
+        "Loss of the student: fine-tune",
+        "Loss of the baseline: transfer, words",
+        "Loss of the baseline: follow, fine-tune",
+        "Validation",
+        "Masked words",
+    ):
+        assert heading in shown
+    assert "One layer after the other." in page
+    assert "attention from" in shown["Loss of the student: transfer"]
+    assert "hard labels" not in shown["Loss of the student: transfer"]
+    # The baseline's three epochs of `transfer`, ten steps each, come before `words`; the student has no words there.
+    reached = (
+        r"Baseline, stage transfer: \S+ % at step 30; Baseline, stage words: \S+ % at step 40; Student, stage words"
+    )
+    assert re.search(reached, shown["Masked words"])
+    assert "transfer" not in shown["Validation"]
+    assert shown["Validation"].endswith("at step 50.")  # two epochs of `follow`, three of `fine-tune`
+    assert page.count(">transfer-1<") == 0
+    assert "Student, transfer: 3 min 3 s" in page
+    assert "Baseline, transfer: 1 min 1 s" in page
+
+
+def test_page_and_card_of_a_language_model(tmp_path):
+    page = report(words(), tmp_path, WORDS)
+    assert "Masked words" in plots(page)
+    assert "Validation" not in plots(page)
+    for part in (">Hidden word</th>", "prediction that is the hidden word", "one word in each test line"):
+        assert part in page
+    card = write_card(words(), WORDS, tmp_path).read_text("utf-8")
+    for part in (
+        "This model fills in masked words",
+        'pipeline("fill-mask", model=name)',
+        "AutoModelForMaskedLM.from_pretrained(name)",
+        "It was trained on texts of up to 64 tokens.",
+        "- Lines of plain text: 15,200 train",
+    ):
+        assert part in card
+    assert "classes" not in card
+
+
+def test_card_says_how_a_model_opens_that_transformers_does_not_know(tmp_path):
+    for kind, needed in (("mobilebert", False), ("ib-bert", True)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        card = write_card(words(), WORDS, tmp_path).read_text("utf-8")
+        assert ("\nimport limbeck.students" in card) == needed
+        assert ("loads in plain `transformers`" in card) != needed
+
+
+def test_card_of_a_model_without_a_teacher_does_not_call_it_distilled(tmp_path):
+    recipe = RECIPE.replace(
+        "teacher: {models: [{model: somewhere/else/big-teacher}]}\nstudent: {layers: 6}", "student: m"
+    )
+    recipe = recipe.replace("soft_targets: {weight: 0.9, temperature: 2.0, form: kl}, ", "")
+    card = write_card(alone(), recipe, tmp_path).read_text("utf-8")
+    assert "knowledge-distillation" not in card
+    assert "It was trained by Limbeck" in card

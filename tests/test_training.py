@@ -37,7 +37,7 @@ from limbeck.signals import Signals
 from limbeck.students import build_student
 from limbeck.tasks import Task, collate, encode
 from limbeck.teachers import HuggingFaceModel
-from limbeck.training import stages, train_stages
+from limbeck.training import Teaching, lessons, stages, train_stages
 from limbeck.training.checkpointing import last_checkpoint, save_model
 from limbeck.training.trainer import DistillationTrainer
 
@@ -63,7 +63,7 @@ def micro_gradient(size: int, per_micro_batch: bool = False) -> dict[str, torch.
     for batch in batches:
         logits = model(**{k: v for k, v in batch.items() if k not in ("row", "labels")}).logits
         for term, count in zip(terms, counts, strict=True):
-            total = term.total(Signals(logits), source.signals(batch["row"]), batch)
+            total = term.total(Signals(logits), source.signals(batch), batch)
             share = max(term.count(batch).item(), 1) * len(batches) if per_micro_batch else count
             (term.weight * total / share).backward(retain_graph=True)
     return {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -93,7 +93,7 @@ def test_the_last_update_of_an_epoch_may_be_smaller(tmp_path):
         batch = collate(encoded.__getitems__(list(rows)), tokenizer)
         logits = model(**{k: v for k, v in batch.items() if k not in ("row", "labels")}).logits
         for term in build_terms(objective(), TWO):
-            mean = term.total(Signals(logits), source.signals(batch["row"]), batch) / term.count(batch)
+            mean = term.total(Signals(logits), source.signals(batch), batch) / term.count(batch)
             assert entry[term.name] == pytest.approx(mean.item(), rel=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_logged_terms_are_the_means_over_the_updates(tmp_path):
         batch = collate(encoded.__getitems__(rows), tokenizer)
         with torch.no_grad():
             logits = model(**{k: v for k, v in batch.items() if k not in ("row", "labels")}).logits
-        totals = [term.total(Signals(logits), source.signals(batch["row"]), batch).item() for term in terms]
+        totals = [term.total(Signals(logits), source.signals(batch), batch).item() for term in terms]
         counts = [max(term.count(batch).item(), 1) for term in terms]
         expected.append([total / count for total, count in zip(totals, counts, strict=True)])
     for entry, updates in zip(history, (expected[:2], expected[2:]), strict=True):
@@ -170,9 +170,9 @@ class Memory:
         self.logits = torch.from_numpy(logits)
         self.rows: list[int] = []
 
-    def signals(self, rows: torch.Tensor) -> Signals:
-        self.rows += rows.tolist()
-        return Signals(self.logits[rows])
+    def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
+        self.rows += batch["row"].tolist()
+        return Signals(self.logits[batch["row"]])
 
 
 Trainable = Callable[..., Any]
@@ -196,7 +196,7 @@ def train(tiny_teacher: Checkpoint, splits: Splits, tiny_recipe: Callable[..., R
         student = build_student(recipe.student, None, tiny_teacher, TWO, 0)
         source.rows.clear()
         go.source, go.recipe, go.start = source, recipe, student
-        return train_stages(name, student, recipe.stages, recipe, TWO, splits, source)
+        return train_stages(name, student, recipe.stages, recipe, TWO, splits, Teaching(source))
 
     return go
 
@@ -274,7 +274,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(train, tmp_
 def test_the_last_weights_are_kept_and_with_patience_the_best(train, tmp_path, monkeypatch, settings, kept):
     seen: list[dict[str, torch.Tensor]] = []
     scores = iter([0.5, 0.9, 0.7])
-    monkeypatch.setattr(stages, "_metrics", lambda prediction, task: {"accuracy": next(scores)})
+    monkeypatch.setattr(lessons, "_metrics", lambda prediction, task: {"accuracy": next(scores)})
     whole = stages.Bars.on_evaluate
 
     def on_evaluate(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from limbeck.errors import InputError
+from limbeck.tasks.task import Task
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -91,31 +93,66 @@ def open_classifier(
     Raises:
         InputError: see `open_config`; no tokenizer; weights that do not fit the configuration; an untrained head.
     """
+    kind, options = AutoModelForSequenceClassification, {"ignore_mismatched_sizes": head is not None, **(head or {})}
+    checkpoint, missing = _open(name, kind, "a sequence classifier", revision, trust_remote_code, **options)
+    if head is None and missing:
+        raise InputError(
+            f"'{name}' was never trained to classify ({', '.join(missing[:3])} missing); train it first: "
+            f"limbeck train student={name} data=... output=..."
+        )
+    return checkpoint
+
+
+def open_language_model(
+    name: str, revision: str | None = None, trust_remote_code: bool = False, head: bool = True
+) -> Checkpoint:
+    """A masked language model with its tokenizer, in float32.
+
+    Args:
+        name: a folder or a name on the hub.
+        revision: the hub's commit, tag or branch.
+        trust_remote_code: run code that the model brings along.
+        head: whether its words will be read; if so, one whose head was never trained is refused.
+
+    Raises:
+        InputError: see `open_config`; no tokenizer; weights that do not fit the configuration; an untrained head.
+    """
+    checkpoint, missing = _open(name, AutoModelForMaskedLM, "a masked language model", revision, trust_remote_code)
+    if head and missing:
+        raise InputError(
+            f"'{name}' was never trained to fill in words ({', '.join(missing[:3])} missing); train it first: "
+            f"limbeck train pretrain student={name} data=TEXT output=..."
+        )
+    return checkpoint
+
+
+def open_for(task: Task, name: str) -> Checkpoint:
+    """A model that Limbeck saved, for the task that it was trained for."""
+    return open_language_model(name) if task.kind == "masked-lm" else open_classifier(name)
+
+
+def _open(
+    name: str,
+    kind: Any,  # noqa: ANN401
+    what: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    **options: Any,  # noqa: ANN401
+) -> tuple[Checkpoint, list[str]]:
+    """The opened model with its tokenizer, and the names of weights that its files lack."""
     open_config(name, revision, trust_remote_code)
-    where, options = place(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    where, common = place(name), {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(where, **options)
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                where,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=head is not None,
-                **options,
-                **(head or {}),
+            tokenizer = AutoTokenizer.from_pretrained(where, **common)
+            model, loading = kind.from_pretrained(
+                where, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **common, **options
             )
     except InputError:
         raise
     except Exception as error:  # missing or broken files; transformers raises a dozen kinds
-        raise InputError(f"'{name}' does not open as a sequence classifier: {_reason(error)}") from None
-    if head is None and loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise InputError(
-            f"'{name}' was never trained to classify ({missing} missing); train it first: "
-            f"limbeck train student={name} data=... output=..."
-        )
-    return Checkpoint(model, tokenizer, name)
+        raise InputError(f"'{name}' does not open as {what}: {_reason(error)}") from None
+    return Checkpoint(model, tokenizer, name), sorted(loading["missing_keys"])
 
 
 def place(name: str) -> str:

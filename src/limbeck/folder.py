@@ -14,7 +14,7 @@ from limbeck.errors import InputError
 from limbeck.files import read_json, write_atomic, write_json
 from limbeck.recipe import Recipe, dump
 
-_OURS = ("run.json", "metrics.json", "report.html", "student", "baseline", "model", "stages", "logs")
+_OURS = ("run.json", "metrics.json", "report.html", "student", "baseline", "model", "assistant", "stages", "logs")
 # What may change between two runs of the same command without making it another run.
 _FREE = ("output", "knowledge", "evaluation", "export", "about")
 _PACKAGES = ("limbeck", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "onnxruntime")

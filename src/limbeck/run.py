@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from limbeck import data, hardware
-from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
+from limbeck.checkpoints import (
+    Checkpoint,
+    check_tokenizer,
+    label_names,
+    max_length,
+    open_classifier,
+    open_language_model,
+    weights_fingerprint,
+)
 from limbeck.data import Splits
+from limbeck.data.augmentation import augment
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.exporting import OnnxModel, export_model
@@ -23,18 +31,21 @@ from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
 from limbeck.knowledge import Store, label_texts
-from limbeck.objectives import build_terms
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
-from limbeck.recipe.schema import HardLabels, Objectives, Stage
+from limbeck.recipe.schema import HardLabels, MaskedLM, Objectives, Source, Stage
 from limbeck.report import write_card, write_report
 from limbeck.signals import Asked
 from limbeck.students import build_student
 from limbeck.tasks import Task
+from limbeck.tasks.cloze import WORDS, cloze
 from limbeck.teachers import HuggingFaceModel, open_teacher
-from limbeck.training import Trained, train_stages
+from limbeck.training import Plan, Teaching, Trained, plan_stages, train_stages
+from limbeck.training.lessons import TEXT_LENGTH
 
 METRICS_VERSION = 1
+HELD_LINES = 1000
+"""Lines of plain text held out to watch a stage by; a tenth where there are fewer than ten times as many."""
 
 
 @dataclass
@@ -61,12 +72,25 @@ class Run:
 
 @dataclass
 class Prepared:
-    """What a run works on, checked before anything costly: the task, examples, teacher models and untrained student."""
+    """What a run works on, checked before anything costly.
+
+    Attributes:
+        task: what is predicted.
+        splits: the examples.
+        teachers: the teacher's models.
+        student: before training.
+        general: the language model that teaches the stages on plain text.
+        assistant: before training; it is to teach them instead.
+        plan: what the stages need.
+    """
 
     task: Task
     splits: Splits
     teachers: list[Checkpoint]
     student: Checkpoint
+    general: Checkpoint | None
+    assistant: Checkpoint | None
+    plan: Plan
 
 
 def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
@@ -85,7 +109,8 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
         if recipe.export.formats:
             require_onnx()
         ready = prepare(recipe, objects or {}, folder)
-        knowledge = ask_teacher(recipe, ready.teachers, ready.task, ready.splits.transfer)
+        enlarge(recipe, ready, objects or {})
+        knowledge = ask_teacher(recipe, ready) if ready.plan.stored else None
         trained = train(recipe, ready, knowledge)
         name, main = next(iter(trained.items()))
         if not hardware.processes().is_main_process:
@@ -103,6 +128,42 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     transformers_logging.disable_progress_bar()
     folder.check(recipe)
     teachers = open_teachers(recipe, objects)
+    general = open_general(recipe, teachers)
+    given = _open(recipe.student.model, objects) if recipe.student.model else None
+    if recipe.task.kind == "masked-lm":
+        student = build_student(recipe.student, given, first(teachers), WORDS, recipe.seed)
+        task, splits = words_task(recipe, objects, student)
+    else:
+        task, splits = labelled_task(recipe, objects, teachers)
+        student = build_student(recipe.student, given, first(teachers), task, recipe.seed, general)
+    for notice in splits.notices:
+        say(f"data: {notice}")
+    for checkpoint in [*teachers, student]:
+        check_tokenizer(checkpoint, splits.train["text"][:200])
+    _check_fit(teachers, student, task)
+    student.model.config.update(task.config)
+    assistant = None
+    if recipe.assistant is not None:
+        assistant = build_student(recipe.assistant, None, first(teachers), task, recipe.seed, general)
+        plan_stages(recipe, task, assistant, teachers, general, on_text=True)
+    plan = plan_stages(recipe, task, student, teachers, assistant or general)
+    content = {
+        "data": fingerprint([*map(table_fingerprint, (splits.transfer, splits.validation, splits.test))]),
+        "teacher": fingerprint([weights_fingerprint(each.model) for each in teachers]),
+        "student's start": weights_fingerprint(student.model),
+    }
+    if splits.corpus is not None:
+        content["plain text"] = table_fingerprint(splits.corpus)
+    if general is not None and general is not first(teachers):
+        content["general teacher"] = weights_fingerprint(general.model)
+    if assistant is not None:
+        content["assistant's start"] = weights_fingerprint(assistant.model)
+    folder.claim(recipe, content)
+    return Prepared(task, splits, teachers, student, general, assistant, plan)
+
+
+def labelled_task(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoint]) -> tuple[Task, Splits]:
+    """The labelled examples and what they are about; with plain text where some stage learns from it."""
     raw = data.read_all(recipe.data, objects)
     columns = data.find_columns(raw.train, recipe.data)
     if columns.inferred:
@@ -111,39 +172,88 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     task = data.resolve_task(raw.train, columns, recipe.task.kind, recipe.task.labels, known)
     task.main_metric(recipe.evaluation.metric)
     splits = data.split(raw, columns, task, recipe.seed)
-    for notice in splits.notices:
-        say(f"data: {notice}")
-    given = _open(recipe.student.model, objects) if recipe.student.model else None
-    student = build_student(recipe.student, given, teachers[0] if teachers else None, task, recipe.seed)
-    for checkpoint in [*teachers, student]:
-        check_tokenizer(checkpoint, splits.train["text"][:200])
-    _check_fit(teachers, student, task)
-    student.model.config.update(task.config)
-    content = {
-        "data": fingerprint([*map(table_fingerprint, (splits.transfer, splits.validation, splits.test))]),
-        "teacher": fingerprint([weights_fingerprint(each.model) for each in teachers]),
-        "student's start": weights_fingerprint(student.model),
-    }
-    folder.claim(recipe, content)
-    return Prepared(task, splits, teachers, student)
+    if recipe.data.corpus is not None and any(stage.on_text for stage in recipe.stages):
+        corpus = data.read_corpus(recipe.data.corpus, objects)
+        splits.corpus, splits.corpus_held = data.split_corpus(corpus, HELD_LINES, recipe.seed)
+    return task, splits
+
+
+def words_task(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
+    """Plain text: lines to learn from, lines to watch, and single words to fill in for the report."""
+    lines = data.read_corpus(recipe.data.train, objects)
+    held = recipe.data.test
+    if isinstance(held, Source):
+        asked = data.read_corpus(held, objects)
+    else:
+        lines, asked = data.split_corpus(lines, HELD_LINES, recipe.seed + 1)
+    learn, watched = data.split_corpus(lines, HELD_LINES, recipe.seed)
+    tokenizer, size = student.tokenizer, student.model.config.vocab_size
+    tokens = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), size)))
+    task = Task("masked-lm", (*tokens, *(f"unused {number}" for number in range(len(tokens), size))))
+    task.main_metric(recipe.evaluation.metric)
+    test = cloze(asked, tokenizer, recipe.task.max_length or TEXT_LENGTH, recipe.seed)
+    return task, Splits(learn, watched, test, learn, corpus=learn, corpus_held=watched)
 
 
 def open_teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
     """Every model the recipe names as teacher, with its tokenizer; see `open_classifier` for what is refused."""
+    words = recipe.task.kind == "masked-lm"
+    opener = open_language_model if words else open_classifier
     return [
-        _open(each.model, objects) or open_classifier(each.model, each.revision, each.trust_remote_code)
+        _open(each.model, objects) or opener(each.model, each.revision, each.trust_remote_code)
         for each in (recipe.teacher.models if recipe.teacher else [])
     ]
 
 
-def ask_teacher(recipe: Recipe, teachers: list[Checkpoint], task: Task, texts: Dataset) -> Store | None:
-    """The teacher's knowledge about the transfer set, asked for once."""
-    if recipe.teacher is None:
+def open_general(recipe: Recipe, teachers: list[Checkpoint]) -> Checkpoint | None:
+    """The language model that teaches the stages on plain text, where there are such stages.
+
+    Raises:
+        InputError: a stage learns from its words, but no language model is given.
+    """
+    stages = [stage for stage in recipe.stages if stage.on_text and stage.objectives.needs_teacher]
+    if recipe.teacher is None or not stages:
         return None
-    teacher = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
-    root = Path(recipe.knowledge or Path(recipe.output) / "knowledge")
-    store = label_texts(teacher, texts, task, root, recipe.teacher.features)
-    for each in teachers:
+    if recipe.task.kind == "masked-lm":
+        return first(teachers)
+    words = next((stage.name for stage in stages if stage.objectives.soft_targets is not None), None)
+    given = recipe.teacher.general
+    if given is not None:
+        return open_language_model(given.model, given.revision, given.trust_remote_code, head=words is not None)
+    if words is not None:
+        raise InputError(
+            f"stage '{words}' learns from a language model's words, which the classifier '{teachers[0].name}' does not "
+            "have; give teacher.general=MODEL"
+        )
+    say("teacher: no teacher.general is given; the teacher's own body teaches the stages on plain text")
+    return teachers[0]
+
+
+def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
+    """Add altered copies of the training texts to the transfer set, where the recipe asks for them."""
+    wanted = recipe.data.augmentation
+    if wanted is None:
+        return
+    model = open_language_model(wanted.model, wanted.revision)
+    owner = first(ready.teachers) or model
+    length = max_length(model.model, model.tokenizer, recipe.task.max_length)
+    root = knowledge_root(recipe)
+    rows = augment(ready.splits.train, ready.task, wanted, model, owner, root, recipe.seed, length)
+    ready.splits.transfer = data.add_unlabelled(ready.splits.transfer, rows, ready.task)
+
+
+def knowledge_root(recipe: Recipe) -> Path:
+    """The folder that keeps what teachers said and what was made for them."""
+    return Path(recipe.knowledge or Path(recipe.output) / "knowledge")
+
+
+def ask_teacher(recipe: Recipe, ready: Prepared) -> Store:
+    """The teacher's knowledge about the transfer set, asked for once."""
+    assert recipe.teacher is not None
+    teacher = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
+    features = [*recipe.teacher.features, *(n for n in ready.plan.features if n not in recipe.teacher.features)]
+    store = label_texts(teacher, ready.splits.transfer, ready.task, knowledge_root(recipe), features)
+    for each in ready.teachers:
         each.model.cpu()  # the accelerator's memory is the student's now
     return store
 
@@ -157,44 +267,55 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store:
     objects = objects or {}
     if recipe.teacher is None:
         raise InputError("no teacher to ask; give teacher=MODEL")
+    if recipe.task.kind == "masked-lm":
+        raise InputError("a language model's words are too many to keep, so there is nothing to label; use distill")
     with full_disk_explained():
         table = data.read(recipe.data.train, "train", objects)
         if recipe.data.label or data.label_column(table):
             ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
-            store = ask_teacher(recipe, ready.teachers, ready.task, ready.splits.transfer)
-        else:
-            say("data: no label column; the teacher is asked about every text")
-            columns = data.find_columns(table, recipe.data, labelled=False)
-            teachers = open_teachers(recipe, objects)
-            task = Task(recipe.task.kind, label_names(teachers[0].model.config), pair=len(columns.text) == 2)
-            texts = data.labelled_table(table, columns, task, "train")
-            check_tokenizer(teachers[0], texts["text"][:200])
-            store = ask_teacher(recipe, teachers, task, texts)
-        assert store is not None
-        return store
+            enlarge(recipe, ready, objects)
+            return ask_teacher(recipe, ready)
+        say("data: no label column; the teacher is asked about every text")
+        columns = data.find_columns(table, recipe.data, labelled=False)
+        teachers = open_teachers(recipe, objects)
+        task = Task(recipe.task.kind, label_names(teachers[0].model.config), pair=len(columns.text) == 2)
+        texts = data.labelled_table(table, columns, task, "train")
+        check_tokenizer(teachers[0], texts["text"][:200])
+        teacher = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
+        return label_texts(teacher, texts, task, knowledge_root(recipe), recipe.teacher.features)
 
 
 def train(recipe: Recipe, ready: Prepared, knowledge: Store | None) -> dict[str, Trained]:
-    """The student, then the baseline: the same start and steps on the hard labels alone."""
+    """The student, then the baseline: the same start and steps without a teacher."""
     start = copy.deepcopy(ready.student) if recipe.baseline else ready.student
     name = "student" if recipe.teacher else "model"
     args = (recipe, ready.task, ready.splits)
     if recipe.teacher and ready.task.kind == "regression":
         say("regression: soft_targets are the squared error to the teacher's value; their temperature has no effect")
-    trained = {name: train_stages(name, ready.student, recipe.stages, *args, knowledge)}
+    teaching = Teaching(knowledge, ready.teachers[0] if len(ready.teachers) == 1 else None, ready.general)
+    if ready.assistant is not None:
+        on_text = [stage for stage in recipe.stages if stage.on_text]
+        teaching.general = train_stages("assistant", ready.assistant, on_text, *args, teaching).checkpoint
+    trained = {name: train_stages(name, ready.student, recipe.stages, *args, teaching)}
     if recipe.baseline:
         stages = [_without_teacher(recipe, stage, ready) for stage in recipe.stages]
-        trained["baseline"] = train_stages("baseline", start, stages, *args, None)
+        trained["baseline"] = train_stages("baseline", start, stages, *args, Teaching())
     return trained
 
 
 def _without_teacher(recipe: Recipe, stage: Stage, ready: Prepared) -> Stage:
-    """The stage on hard labels alone, as many steps long: it has no use for unlabelled text, so more epochs of less."""
-    training = stage.training
-    if any(term.needs_teacher for term in build_terms(stage.objectives, ready.task)):
+    """The stage on labels or masked words alone, as many steps long.
+
+    It has no use for text without labels, so it takes more epochs of less.
+    """
+    changes: dict[str, Any] = {"progressive": False, "on": None}
+    if stage.on_text:
+        return stage.model_copy(update=changes | {"objectives": Objectives(masked_lm=MaskedLM())})
+    on_transfer = stage.on == "transfer" if stage.on is not None else stage.objectives.needs_teacher
+    if on_transfer:
         epochs = recipe.training_of(stage).epochs * len(ready.splits.transfer) / len(ready.splits.train)
-        training = training | {"epochs": epochs}
-    return Stage(name=stage.name, objectives=Objectives(hard_labels=HardLabels()), training=training)
+        changes["training"] = stage.training | {"epochs": epochs}
+    return stage.model_copy(update=changes | {"objectives": Objectives(hard_labels=HardLabels())})
 
 
 def measure(
@@ -228,8 +349,7 @@ def measure(
         "recipe": recipe_hash,
         "method": recipe.about.title if recipe.about else None,
         "task": describe_task(task, recipe.evaluation),
-        "data": {name: len(getattr(ready.splits, name)) for name in ("train", "transfer", "validation", "test")}
-        | {"notices": ready.splits.notices},
+        "data": ready.splits.sizes | {"notices": ready.splits.notices},
         "machine": hardware.describe(),
         **evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed),
         "training": {
@@ -247,6 +367,11 @@ def measure(
     return metrics
 
 
+def first(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """The first of some."""
+    return checkpoints[0] if checkpoints else None
+
+
 def _open(name: str, objects: Mapping[str, Any]) -> Checkpoint | None:
     if name.startswith("memory:") and name not in objects:
         raise InputError(f"this recipe was run with a model in memory ({name}); pass the model object again")
@@ -256,7 +381,7 @@ def _open(name: str, objects: Mapping[str, Any]) -> Checkpoint | None:
 def _check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> None:
     for teacher in teachers:
         config = teacher.model.config
-        if config.problem_type not in (None, task.config["problem_type"]):
+        if config.problem_type not in (None, task.config.get("problem_type")):
             raise InputError(
                 f"teacher '{teacher.name}' was trained for {config.problem_type}, the task is {task.kind}; set task=..."
             )

@@ -21,7 +21,8 @@ SHOWN = 30
 def describe_task(task: Task, settings: Evaluation) -> dict[str, Any]:
     """The task as `metrics.json` states it."""
     metric = task.main_metric(settings.metric)
-    return {"kind": task.kind, "labels": list(task.labels), "metric": metric, "pair": task.pair}
+    labels = [] if task.kind == "masked-lm" else list(task.labels)  # a vocabulary is in the tokenizer
+    return {"kind": task.kind, "labels": labels, "metric": metric, "pair": task.pair}
 
 
 def evaluate_models(
@@ -111,14 +112,14 @@ def _disagreements(task: Task, test: Dataset, labels: Array, logits: dict[str, A
         entry["label"] = _named(task, labels[row])
         for name in sides:
             entry[name] = _named(task, predicted[name][row])
-            confidence = sides[name][row].max() if task.kind == "classification" else None
+            confidence = sides[name][row].max() if task.one_of else None
             entry[f"{name}_confidence"] = None if confidence is None else float(confidence)
         shown.append(entry)
     return shown
 
 
 def _named(task: Task, prediction: Any) -> str:  # noqa: ANN401
-    if task.kind == "classification":
+    if task.one_of:
         return task.labels[int(prediction)]
     if task.kind == "multi-label":
         return ", ".join(name for name, on in zip(task.labels, prediction, strict=True) if on) or "none"

@@ -18,7 +18,7 @@ BINS = 15
 
 def scores(task: Task, labels: Array, predicted: Array) -> Array:
     """One score per example [N]: right or wrong; the share of labels right; the negative squared error."""
-    if task.kind == "classification":
+    if task.one_of:
         return np.asarray(labels == predicted, dtype=np.float64)
     if task.kind == "multi-label":
         return np.asarray((labels == predicted).mean(-1))
@@ -90,7 +90,7 @@ def calibration(task: Task, labels: Array, logits: Array) -> dict[str, Any]:
     if task.kind == "regression":
         return {"ece": None, "curve": []}
     probabilities = task.probabilities(logits)
-    if task.kind == "classification":
+    if task.one_of:
         confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
     else:
         confidence, right = probabilities.ravel(), labels.ravel() == 1
@@ -109,10 +109,10 @@ def slices(task: Task, labels: Array, predicted: Array, lengths: Array) -> dict[
     each = scores(task, labels, predicted)
     each = -each if task.kind == "regression" else each
     by_class: dict[str, Any] = {}
-    if task.kind != "regression":
+    if task.kind in ("classification", "multi-label"):
         for number, name in enumerate(task.labels):
-            inside = labels == number if task.kind == "classification" else labels[:, number] == 1
-            right = each[inside] if task.kind == "classification" else predicted[inside, number]
+            inside = labels == number if task.one_of else labels[:, number] == 1
+            right = each[inside] if task.one_of else predicted[inside, number]
             if inside.any():
                 by_class[name] = {"value": float(right.mean()), "count": int(inside.sum())}
     by_length: dict[str, Any] = {}

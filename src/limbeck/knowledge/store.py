@@ -90,9 +90,9 @@ class Store:
         """Bytes on disk."""
         return sum((self.folder / shard["file"]).stat().st_size for shard in self.manifest["shards"])
 
-    def signals(self, rows: torch.Tensor) -> Signals:
-        """The signals of examples `rows`, int64 [B]: logits float32 [B, C], features float16 [B, d] by layer."""
-        places = [divmod(row, SHARD_ROWS) for row in rows.tolist()]
+    def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
+        """The signals of examples `row`, int64 [B]: logits float32 [B, C], features float16 [B, d] by layer."""
+        places = [divmod(row, SHARD_ROWS) for row in batch["row"].tolist()]
         columns = {
             name: torch.from_numpy(np.stack([self._shards[shard][name][row] for shard, row in places]))
             for name in self._shards[0]

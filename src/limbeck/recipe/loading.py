@@ -28,7 +28,8 @@ def load(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str
 
     Args:
         recipe: a YAML file's path, a packaged method's name, the mapping itself, or a recipe.
-        overrides: dotted keys and their values, such as `{"training.epochs": 1}`; list items by number or `name`.
+        overrides: dotted keys and their values, such as `{"training.epochs": 1}`; list items by number or `name`. None
+            drops an item of a list, such as a stage.
 
     Raises:
         InputError: the file is missing or not YAML, or the recipe does not fit the schema.
@@ -114,6 +115,9 @@ def _set(raw: dict[str, Any], parts: list[str], value: Any, key: str) -> None:  
         last = depth == len(parts) - 1
         if isinstance(node, list):
             index = _index(node, part, key)
+            if last and value is None:
+                del node[index]
+                return
             if last:
                 node[index] = value
                 return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from limbeck.files import write_atomic
 from limbeck.recipe import Recipe, load
@@ -53,6 +55,10 @@ def write_card(metrics: Metrics, recipe_yaml: str, folder: Path) -> Path:
         metrics=metrics,
         method=_method(metrics, recipe),
         teachers=[sentences.short(teacher.model) for teacher in recipe.teacher.models] if recipe.teacher else [],
+        text_teacher=sentences.text_teacher(recipe),
+        augmentation=sentences.augmentation(recipe),
+        plain=_opens_in_plain_transformers(folder),
+        taught=sentences.taught_by_data(metrics),
         verdict=sentences.verdict(metrics),
         initialisation=sentences.initialisation(metrics),
         stages=sentences.stages(recipe, metrics),
@@ -90,19 +96,29 @@ def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]
             kind = _HUB_METRICS.get(metric, {"type": metric})
             scores.append({"name": title(metric), "value": round(value, 6), **kind})
     task = {"type": "text-classification", "name": "Text Classification"}
+    if recipe.task.kind == "masked-lm":
+        task = {"type": "fill-mask", "name": "Masked Language Modeling"}
     header: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": ["limbeck", "knowledge-distillation"],
+        "pipeline_tag": task["type"],
+        "tags": ["limbeck", "knowledge-distillation"] if recipe.teacher else ["limbeck"],
     }
     bases = [teacher.model for teacher in recipe.teacher.models] if recipe.teacher else []
     bases = [recipe.student.model] if recipe.student.model else bases
     if bases and all(sentences.on_hub(base) for base in bases):
         header["base_model"] = bases[0] if len(bases) == 1 else bases
-    if public:
-        header["datasets"] = [path]
+    sources = [each.path for each in (source, recipe.data.corpus) if each and sentences.on_hub(each.path)]
+    if sources:
+        header["datasets"] = sources
     header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": scores}]}]
     return header
+
+
+def _opens_in_plain_transformers(folder: Path) -> bool:
+    """Whether transformers alone knows the architecture of the model in a folder."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return "auto_map" in config or config.get("model_type", "bert") in CONFIG_MAPPING_NAMES
 
 
 def _published(value: Any) -> Any:  # noqa: ANN401

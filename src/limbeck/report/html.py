@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from limbeck.files import write_atomic
+from limbeck.recipe import Recipe, load
 from limbeck.report import plots, sections, sentences
 from limbeck.report.table import Metrics, headline, models, name_of
 
@@ -45,6 +47,7 @@ def write_report(metrics: Metrics, recipe_yaml: str, path: Path) -> Path:
     Returns:
         `path`.
     """
+    recipe = load(yaml.safe_load(recipe_yaml))
     template = environment().get_template("report.html.j2")
     page = template.render(
         name=path.resolve().parent.name,
@@ -67,14 +70,14 @@ def write_report(metrics: Metrics, recipe_yaml: str, path: Path) -> Path:
         ),
         notices=metrics["data"].get("notices") or [],
         tradeoffs=_figures(_tradeoffs(metrics)),
-        training=_figures(_training(metrics)),
+        training=_figures(_training(metrics, recipe)),
         reliability=plots.reliability(metrics),
         calibration=sections.calibration(metrics),
         slices=sections.slices(metrics),
         all_metrics=sections.all_metrics(metrics),
         disagreements=sections.disagreements(metrics),
         tests=sections.tests(metrics),
-        facts=sections.facts(metrics, recipe_yaml),
+        facts=sections.facts(metrics, recipe),
         recipe=recipe_yaml,
     )
     write_atomic(path, page)
@@ -101,17 +104,22 @@ def _tradeoffs(metrics: Metrics) -> list[tuple[Markup | None, str, str]]:
     ]
 
 
-def _training(metrics: Metrics) -> list[tuple[Markup | None, str, str]]:
+def _training(metrics: Metrics, recipe: Recipe) -> list[tuple[Markup | None, str, str]]:
+    figures: list[tuple[Markup | None, str, str]] = []
+    progressive = {stage.name for stage in recipe.stages if stage.progressive}
+    for model in ("student", "baseline"):
+        caption = "Each term before its weight; the total after."
+        if model == "baseline":
+            caption = f"The same student on {sentences.taught_by_data(metrics)} alone."
+        found = plots.losses(metrics, recipe, model)
+        for stages, plot in found:
+            which = f": {', '.join(stages)}" if len(found) > 1 else ""
+            turns = " One layer after the other." if model == "student" and progressive & set(stages) else ""
+            figures.append((plot, f"Loss of the {name_of(metrics, model).lower()}{which}", caption + turns))
+    kept = "A stage keeps its last checkpoint; with training.patience the best."
+    words = "The share of masked words filled in right in plain text held out."
     return [
-        (
-            plots.losses(metrics, "student"),
-            f"Loss of the {name_of(metrics, 'student').lower()}",
-            "Each term before its weight; the total after.",
-        ),
-        (plots.losses(metrics, "baseline"), "Loss of the baseline", "The same student on the labels alone."),
-        (
-            plots.validation(metrics),
-            "Validation",
-            "A stage keeps its last checkpoint; with training.patience the best.",
-        ),
+        *figures,
+        (plots.validation(metrics, recipe), "Validation", kept),
+        (plots.validation(metrics, recipe, on_text=True), "Masked words", words),
     ]

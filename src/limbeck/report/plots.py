@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, cast
 
 from markupsafe import Markup
@@ -10,12 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from limbeck.recipe.schema import Recipe
 from limbeck.report.drawing import COLOURS, MARKERS, SIZE, Point, canvas, place_labels, to_svg
 from limbeck.report.numbers import SHARES, known, score, significant, title
+from limbeck.report.sentences import stage_of, term_name
 from limbeck.report.table import Metrics, get, main_metric, models, name_of, number
 
 _NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "num_input_tokens_seen", "total_flos")
 _DASHES = ("-", "--", "-.", ":")
+
+Logs = list[dict[str, Any]]
+Phases = list[tuple[str, Logs]]
+"""The phases of a training in order: the name of the stage that each is of, and what was logged."""
 
 
 def quality_against(metrics: Metrics, name: str, label: str, keys: tuple[str, ...], unit: float = 1) -> Markup | None:
@@ -65,12 +71,26 @@ def quality_against(metrics: Metrics, name: str, label: str, keys: tuple[str, ..
         return to_svg(axes, name, f"{title(metric)} against {label}. {told}.")
 
 
-def losses(metrics: Metrics, model: str) -> Markup | None:
-    """A model's training loss over the epochs of all its stages, and each term's part unweighted."""
-    history = _history(metrics, model)
-    terms = _terms(history)
+def losses(metrics: Metrics, recipe: Recipe, model: str) -> list[tuple[list[str], Markup]]:
+    """A model's training loss and each term's part unweighted: a plot for phases of the same terms, with their stages.
+
+    Terms of different stages have nothing in common, their scale least of all.
+    """
+    groups = groupby(_phases(metrics, recipe, model), key=lambda phase: _terms(phase[1]))
+    found = []
+    for place, (terms, group) in enumerate(groups, 1):
+        phases = list(group)
+        plot = _losses(metrics, model, phases, terms, f"loss-{model}-{place}")
+        if plot is not None:
+            found.append((list(dict.fromkeys(stage for stage, _ in phases)), plot))
+    return found
+
+
+def _losses(metrics: Metrics, model: str, phases: Phases, terms: list[str], plot: str) -> Markup | None:
+    """The losses of phases of the same terms."""
+    starts = _starts(phases)
     names = terms if len(terms) == 1 else ["loss", *terms]
-    lines = {name: [_line(logs, name, start) for logs, start in history.values()] for name in names}
+    lines = {name: _lines(phases, name, starts) for name in names}
     values = [y for segments in lines.values() for _, ys in segments for y in ys]
     if not values:
         return None
@@ -78,59 +98,66 @@ def losses(metrics: Metrics, model: str) -> Markup | None:
     with canvas() as axes:
         for index, (name, segments) in enumerate(lines.items()):
             colour = colours[0] if name == "loss" else colours[1 + (index - ("loss" in lines)) % 5]
-            label = _term_name(name)
+            label = term_name(name)
             dash = _DASHES[index // len(colours) % len(_DASHES)]
             for xs, ys in segments:
                 axes.plot(xs, ys, dash, color=colour, linewidth=1.5, label=label)
-                label = "_nolegend_"  # one entry for all stages
+                label = "_nolegend_"  # one entry for all phases
         if min(values) > 0 and max(values) / min(values) > 30:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) / min(values) < 1000 else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel="epoch", ylabel="loss")
+        axes.set(xlabel="step", ylabel="loss")
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=axes.get_xlim()[1] > 2))
-        _stage_borders(axes, history)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _stage_borders(axes, starts)
         axes.legend(loc="best")
         told = "; ".join(
-            f"{_term_name(name)} from {significant(ys[0])} to {significant(ys[-1])}"
+            f"{term_name(name)} from {significant(ys[0])} to {significant(ys[-1])}"
             for name, segments in lines.items()
             if (ys := [y for _, segment in segments for y in segment])
         )
-        return to_svg(
-            axes, f"loss-{model}", f"Training loss of the {name_of(metrics, model).lower()} by epoch: {told}."
-        )
+        return to_svg(axes, plot, f"Training loss of the {name_of(metrics, model).lower()} by step: {told}.")
 
 
-def validation(metrics: Metrics) -> Markup | None:
-    """The main metric on the validation examples after each epoch."""
-    metric = main_metric(metrics)
+def validation(metrics: Metrics, recipe: Recipe, on_text: bool = False) -> Markup | None:
+    """The main metric on the validation examples over the stages on the task.
+
+    Args:
+        metrics: a run's metrics.
+        recipe: the run's recipe.
+        on_text: instead the share of masked words filled in right, over the stages on plain text.
+    """
+    metric = "accuracy" if on_text else main_metric(metrics)
+    what = "Masked words right" if on_text else title(metric)
+    key = f"eval_{metric}"
+    phases = {model: _phases(metrics, recipe, model, on_text) for model in ("student", "baseline")}
+    judged = {stage for each in phases.values() for stage, logs in each if any(key in log for log in logs)}
+    phases = {model: [phase for phase in each if phase[0] in judged] for model, each in phases.items()}
+    starts = _starts(*phases.values())
     told = []
     with canvas() as axes:
-        longest: dict[str, tuple[list[dict[str, Any]], float]] = {}
         for model in ("baseline", "student"):
-            history = _history(metrics, model)
-            longest = history if len(history) >= len(longest) else longest
             label = name_of(metrics, model)
-            for stage, (logs, start) in history.items():
-                xs, ys = _line(logs, f"eval_{metric}", start)
+            for (stage, _), (xs, ys) in zip(phases[model], _lines(phases[model], key, starts), strict=True):
                 if not ys:
                     continue
                 style: dict[str, Any] = {"color": COLOURS[model], "marker": MARKERS[model], "markersize": 4.5}
                 axes.plot(xs, ys, linewidth=1.5, label=label, **style)
                 label = "_nolegend_"
-                told.append(f"{name_of(metrics, model)}, stage {stage}: {score(metric, ys[-1])} at epoch {xs[-1]:g}")
+                told.append(f"{name_of(metrics, model)}, stage {stage}: {score(metric, ys[-1])} at step {xs[-1]:g}")
         if not told:
             return None
-        axes.set(xlabel="epoch", ylabel=f"{title(metric)} (validation)")
+        axes.set(xlabel="step", ylabel=f"{what} (validation)")
         axes.margins(y=0.14)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _unit_of(axes, metric)
-        _stage_borders(axes, longest)
+        _stage_borders(axes, starts)
         axes.legend(loc="best")
-        return to_svg(axes, "validation", f"{title(metric)} on the validation examples. {'; '.join(told)}.")
+        name = "words" if on_text else "validation"
+        return to_svg(axes, name, f"{what} on the validation examples. {'; '.join(told)}.")
 
 
 def reliability(metrics: Metrics) -> Markup | None:
@@ -175,45 +202,69 @@ def _ece(metrics: Metrics, model: str) -> float | None:
     return number(metrics, model, "calibration", "ece")
 
 
-def _history(metrics: Metrics, model: str) -> dict[str, tuple[list[dict[str, Any]], float]]:
-    """A model's logs by stage, each with the epoch at which the stage starts in the whole training."""
-    stages, start = {}, 0.0
-    for stage, logs in (get(metrics, "training", model, "history") or {}).items():
-        stages[stage] = (logs, start)
-        start += max([known(log.get("epoch")) or 0.0 for log in logs], default=0.0)
-    return stages
+def _phases(metrics: Metrics, recipe: Recipe, model: str, on_text: bool | None = None) -> Phases:
+    """What a model's training logged, phase by phase; on plain text or on the task alone where that is asked for."""
+    found = []
+    for name, logs in (get(metrics, "training", model, "history") or {}).items():
+        stage = stage_of(name, recipe)
+        text = stage.on_text if stage else metrics["task"]["kind"] == "masked-lm"
+        if logs and on_text in (None, text):
+            found.append((stage.name if stage else name, logs))
+    return found
 
 
-def _terms(history: dict[str, tuple[list[dict[str, Any]], float]]) -> list[str]:
-    """The loss terms that the logs hold beside what `Trainer` writes itself."""
+def _starts(*trainings: Phases) -> dict[str, float]:
+    """The step at which each stage starts, the same for all trainings: one after the other, as long as its longest."""
+    longest: dict[str, float] = {}
+    for phases in trainings:
+        own: dict[str, float] = {}
+        for stage, logs in phases:
+            own[stage] = own.get(stage, 0.0) + _steps(logs)
+        longest = {stage: max(longest.get(stage, 0.0), own.get(stage, 0.0)) for stage in [*longest, *own]}
+    starts, place = {}, 0.0
+    for stage, steps in longest.items():
+        starts[stage] = place
+        place += steps
+    return starts
+
+
+def _steps(logs: Logs) -> float:
+    return max([known(log.get("step")) or 0.0 for log in logs], default=0.0)
+
+
+def _terms(logs: Logs) -> list[str]:
+    """The loss terms that a phase's logs hold beside what `Trainer` writes itself."""
     names: dict[str, None] = {}
-    for logs, _ in history.values():
-        for log in logs:
-            if "loss" in log:
-                names |= {name: None for name in log if name not in _NOT_TERMS and known(log[name]) is not None}
+    for log in logs:
+        if "loss" in log:
+            names |= {name: None for name in log if name not in _NOT_TERMS and known(log[name]) is not None}
     return list(names)
 
 
-def _term_name(name: str) -> str:
-    return "total" if name == "loss" else name.replace("_", " ")
+def _lines(phases: Phases, key: str, starts: dict[str, float]) -> list[tuple[list[float], list[float]]]:
+    """One logged value over the steps, a line for each phase; what is not finite is left out."""
+    lines, place = [], dict(starts)
+    for stage, logs in phases:
+        pairs = [(known(log.get("step")), known(log.get(key))) for log in logs]
+        found = [(place[stage] + x, y) for x, y in pairs if x is not None and y is not None]
+        lines.append(([x for x, _ in found], [y for _, y in found]))
+        place[stage] += _steps(logs)
+    return lines
 
 
-def _line(logs: list[dict[str, Any]], key: str, start: float) -> tuple[list[float], list[float]]:
-    """One logged value over the epochs; what is not finite is left out."""
-    pairs = [(known(log.get("epoch")), known(log.get(key))) for log in logs]
-    found = [(start + x, y) for x, y in pairs if x is not None and y is not None]
-    return [x for x, _ in found], [y for _, y in found]
-
-
-def _stage_borders(axes: Axes, history: dict[str, tuple[list[dict[str, Any]], float]]) -> None:
+def _stage_borders(axes: Axes, starts: dict[str, float]) -> None:
     """A dotted line where a stage ends, and the stages' names, when there are several."""
-    if len(history) < 2:
+    if len(starts) < 2:
         return
-    for stage, (_, start) in history.items():
+    unit = 0.85 * 72 * SIZE[0] / axes.get_xlim()[1]  # of a step, about; the layout is not made yet
+    free, up = 0.0, 2
+    for stage, start in starts.items():
         if start:
             axes.axvline(start, color=COLOURS["muted"], linewidth=0.9, linestyle=":")
+        up = 2 if up > 2 or unit * start >= free else 13  # above the name before it where that is in the way
+        free = unit * start + 5 * len(stage)
         style: dict[str, Any] = {"textcoords": "offset points", "color": COLOURS["muted"], "fontsize": 8.5}
-        axes.annotate(stage, (start, 1), (3, 2), xycoords=axes.get_xaxis_transform(), va="bottom", **style)
+        axes.annotate(stage, (start, 1), (3, up), xycoords=axes.get_xaxis_transform(), va="bottom", **style)
 
 
 def _side_by_side(axes: Axes, costs: list[float]) -> list[float]:
@@ -227,8 +278,8 @@ def _side_by_side(axes: Axes, costs: list[float]) -> list[float]:
 
 
 def _unit_of(axes: Axes, metric: str) -> None:
-    """The metric's unit on the vertical axis; of a share, there is no more than all."""
+    """The metric's unit on the vertical axis; of a share, there is no less than nothing and no more than all."""
     if metric in SHARES:
         low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 0.97) if high > 1 else low, min(high, 1.004))
+        axes.set_ylim(max(min(low, 0.97) if high > 1 else low, -0.004), min(high, 1.004))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from limbeck.recipe import load
+from limbeck.recipe.schema import Recipe
 from limbeck.report import sentences
 from limbeck.report.numbers import (
     SHARES,
@@ -36,17 +34,20 @@ TEST_NOTES = {
     "classification": f"{_SAME}McNemar's exact test of right and wrong predictions.",
     "multi-label": f"{_SAME}Wilcoxon's signed-rank test of each example's share of right labels.",
     "regression": f"{_SAME}Wilcoxon's signed-rank test of each example's squared error.",
+    "masked-lm": f"{_SAME}McNemar's exact test of right and wrong words.",
 }
 SLICE_NOTES = {
     "classification": "The share of right predictions among the examples of each true class and length.",
     "multi-label": "By class: the share found of the examples that have the label. "
     "By length: the share of right label decisions.",
     "regression": "The mean squared error; less is better.",
+    "masked-lm": "The share of hidden words that were filled in right, by the length of the text.",
 }
 CALIBRATION_NOTES = {
     "classification": "On the dashed line a model is right as often as it is sure; below the line it is overconfident. "
     "Larger marks hold more examples.",
     "multi-label": "On the dashed line labels are set as often as the model says. Larger marks hold more decisions.",
+    "masked-lm": "On the dashed line a model is right as often as it is sure. Larger marks hold more words.",
 }
 
 
@@ -77,8 +78,9 @@ def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
     value = number(metrics, "comparisons", "student_vs_baseline", "difference", "value")
     if gain and value is not None:
         unit = " points" if gain["metric"] in SHARES else ""
+        taught = sentences.taught_by_data(metrics)
         ends = [difference(gain["metric"], gain["difference"][end]) for end in ("low", "high")]
-        tiles.append((difference(gain["metric"], value) + unit, "over training on labels alone", " to ".join(ends)))
+        tiles.append((difference(gain["metric"], value) + unit, f"over training on {taught} alone", " to ".join(ends)))
     return tiles
 
 
@@ -178,15 +180,13 @@ def tests(metrics: Metrics) -> list[dict[str, str]]:
     return rows
 
 
-def facts(metrics: Metrics, recipe_yaml: str) -> list[tuple[str, list[str]]]:
+def facts(metrics: Metrics, recipe: Recipe) -> list[tuple[str, list[str]]]:
     """How the run was made: (what, lines)."""
-    recipe = load(yaml.safe_load(recipe_yaml))
     teachers = [teacher.model for teacher in recipe.teacher.models] if recipe.teacher else []
-    training = {model: get(metrics, "training", model, "seconds") or {} for model in ("student", "baseline")}
     times_ = [
-        f"{name_of(metrics, model)}, {stage}: {duration(seconds)}"
-        for model, stages in training.items()
-        for stage, seconds in stages.items()
+        f"{name_of(metrics, model)}, {line}"
+        for model in ("student", "baseline")
+        for line in _times(metrics, model, recipe)
     ]
     stored = metrics.get("knowledge")
     knowledge = f"{stored['examples']:,} examples, {stored['bytes'] / 1e6:,.1f} MB" if stored else None
@@ -197,10 +197,12 @@ def facts(metrics: Metrics, recipe_yaml: str) -> list[tuple[str, list[str]]]:
     ]
     facts = [
         ("Teacher", teachers),
+        ("Taught on plain text by", some(sentences.text_teacher(recipe))),
         ("Starts from", some(sentences.initialisation(metrics))),
         ("Stages", sentences.stages(recipe, metrics)),
         ("Training time", times_),
         ("Data", [sentences.data(metrics)]),
+        ("Augmentation", some(sentences.augmentation(recipe))),
         ("Task", [_task(metrics)]),
         ("Knowledge kept", some(knowledge)),
         ("Exports", exports),
@@ -210,11 +212,23 @@ def facts(metrics: Metrics, recipe_yaml: str) -> list[tuple[str, list[str]]]:
     return [(what, lines) for what, lines in facts if lines]
 
 
+def _times(metrics: Metrics, model: str, recipe: Recipe) -> list[str]:
+    """How long each stage took, a progressive one over all its layers."""
+    total: dict[str, float] = {}
+    for phase, seconds in (get(metrics, "training", model, "seconds") or {}).items():
+        stage = sentences.stage_of(phase, recipe)
+        name = stage.name if stage else phase
+        total[name] = total.get(name, 0.0) + seconds
+    return [f"{name}: {duration(seconds)}" for name, seconds in total.items()]
+
+
 def _task(metrics: Metrics) -> str:
     task = metrics["task"]
     texts = "pairs of texts" if task.get("pair") else "single texts"
     labels = task.get("labels") or []
     if task["kind"] == "regression":
         return f"regression on {texts}"
+    if task["kind"] == "masked-lm":
+        return "masked words of plain text; one word of each test line is hidden"
     shown = ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else "")
     return f"{task['kind']} of {texts} into {count(len(labels))} classes: {shown}"

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from limbeck.recipe.schema import Recipe, Stage
+from limbeck.recipe.schema import Depth, Recipe, Stage, Student
 from limbeck.report.numbers import (
     SHARES,
     bounds,
@@ -44,8 +44,15 @@ def verdict(metrics: Metrics) -> str:
     alone = number(metrics, "baseline", "retention")
     if retention is not None and alone is not None:
         # Not "without the teacher": the baseline may start from the same layers of it.
-        sentence += f"; trained on the labels alone, the same student reaches {percent(alone)}"
+        sentence += f"; trained on {taught_by_data(metrics)} alone, the same student reaches {percent(alone)}"
     return f"{sentence}."
+
+
+def taught_by_data(metrics: Metrics) -> str:
+    """What the baseline learns from: `the labels`, `masked words`, or both."""
+    phases = (get(metrics, "training", "baseline", "history") or {}).values()
+    words, labels = (any(term in log for logs in phases for log in logs) for term in ("masked_lm", "hard_labels"))
+    return "masked words and the labels" if words and labels else "masked words" if words else "the labels"
 
 
 def comparison(metrics: Metrics, other: str) -> str | None:
@@ -83,7 +90,7 @@ def fidelity(metrics: Metrics) -> str | None:
     shown = score(unit, share) + (f" (95 % interval {interval})" if interval else "")
     if kind == "regression":
         return f"The Pearson correlation of the student's values with the teacher's is {shown}."
-    units = "test examples" if kind == "classification" else "label decisions"
+    units = "label decisions" if kind == "multi-label" else "test examples"
     sentence = f"The student predicts what the teacher predicts in {shown} of the {units}"
     kl = number(metrics, "student", "fidelity", "kl")
     return sentence + (f"; the mean KL divergence from the teacher is {kl:.3f}." if kl is not None else ".")
@@ -128,7 +135,7 @@ def on_hub(name: str) -> bool:
     """Whether a model or data set is named as on the Hub, `owner/name`, and is no folder or file here."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or Path(name).exists():
         return False
-    return not Path(name).suffix.lower().startswith((".csv", ".tsv", ".json", ".parquet"))
+    return not Path(name).suffix.lower().startswith((".csv", ".tsv", ".json", ".parquet", ".txt"))
 
 
 def short(name: str) -> str:
@@ -139,55 +146,172 @@ def short(name: str) -> str:
 def initialisation(metrics: Metrics) -> str | None:
     """What the student was before training; None if it is not recorded."""
     origin = get(metrics, "training", "student", "initialisation") or {}
-    if origin.get("from") == "teacher":
-        layers = [str(layer) for layer in origin.get("layers", [])]
-        many = "layers" if len(layers) > 1 else "layer"
-        return f"the teacher's embeddings, head and {many} {', '.join(layers)} (counted from 0)"
-    if origin.get("from") == "checkpoint":
-        return f"the checkpoint {short(str(origin.get('model')))}"
-    if origin.get("from") == "random weights":
-        changes = ", ".join(f"{name} {value}" for name, value in (origin.get("shape") or {}).items())
-        return f"random weights; the teacher's configuration with {changes or 'nothing changed'}"
-    return ", ".join(f"{name} {value}" for name, value in origin.items()) or None
+    source = {
+        "teacher": "the teacher",
+        "checkpoint": f"the checkpoint {short(str(origin.get('model')))}",
+        "model object": "a model in memory",
+    }.get(str(origin.get("from")))
+    if source is None:
+        return _fresh(origin) if origin.get("from") == "random weights" else None
+    if "layers" not in origin:
+        return source
+    layers = [str(layer) for layer in origin["layers"]]
+    told = f"{'layers' if len(layers) > 1 else 'layer'} {', '.join(layers)} (counted from 0)"
+    whole = f"embeddings and {told}" if origin.get("random") else f"embeddings, head and {told}"
+    told = f"the teacher's {whole}" if source == "the teacher" else f"{whole} of {source}"
+    made = f", as a {origin['architecture']} model" if origin.get("architecture") else ""
+    return told + made + (" with a fresh head" if origin.get("random") else "")
+
+
+def _fresh(origin: dict[str, Any]) -> str:
+    """A model of random weights."""
+    shape = dict(origin.get("shape") or {})
+    kind = shape.pop("model_type", None)
+    base = f"architecture {kind}" if kind else "the teacher's configuration"
+    changes = ", ".join(f"{name} {value}" for name, value in shape.items())
+    parts = [f"random weights; {base}{' with ' if changes else ''}{changes}"]
+    if origin.get("tokenizer"):
+        parts.append(f"the tokenizer of {short(str(origin['tokenizer']))}")
+    if origin.get("embeddings"):
+        parts.append("the teacher's embeddings")
+    return "; ".join(parts)
+
+
+def term_name(name: str) -> str:
+    """A term of the loss for reading."""
+    return {"loss": "total", "masked_lm": "masked words"}.get(name, name.replace("_", " "))
 
 
 def objective(stage: Stage, regression: bool) -> str:
-    """A stage's loss: `0.9 x soft targets (temperature 2.0, form kl) + 0.1 x hard labels`."""
+    """A stage's loss: `0.9 x soft targets (temperature 2, form kl) + 0.1 x hard labels`."""
     terms = []
-    for name in type(stage.objectives).model_fields:
-        section = getattr(stage.objectives, name)
-        if section is None:
-            continue
-        settings = section.model_dump(exclude_none=True)
-        weight = settings.pop("weight", 1.0)
-        if regression and name == "soft_targets":
-            settings = {}  # a number has no distribution to soften: neither setting is read
-        inner = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
-        terms.append(f"{weight:g} x {name.replace('_', ' ')}" + (f" ({inner})" if inner else ""))
+    for name in stage.objectives.names:
+        settings = getattr(stage.objectives, name).model_dump(exclude_none=True)
+        weight = settings.pop("weight")
+        if not stage.on_text:
+            settings.pop("positions", None)  # of a text there is one answer
+            if regression and name == "soft_targets":
+                settings = {}  # a number has no distribution to soften: neither setting is read
+        inner = ", ".join(_setting(key, value) for key, value in settings.items())
+        terms.append(f"{weight:g} x {term_name(name)}" + (f" ({inner})" if inner else ""))
     return " + ".join(terms)
 
 
+def _setting(key: str, value: Any) -> str:  # noqa: ANN401
+    """One setting of a term: `form kl`, `of queries, keys`, `last layer from the teacher's last`."""
+    if isinstance(value, dict):
+        own = {mine: "last layer" if mine == -1 else f"layer {mine}" for mine in value}
+        return ", ".join(
+            f"{own[mine]} from the teacher's {'last' if its == -1 else its}" for mine, its in value.items()
+        )
+    if isinstance(value, list):
+        return f"{key} {', '.join(map(str, value))}"
+    return f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+
+
+def stage_of(phase: str, recipe: Recipe) -> Stage | None:
+    """The stage that a phase of the training is of: a progressive one has a phase for every layer, `NAME-1` and on."""
+    exact = (stage for stage in recipe.stages if stage.name == phase)
+    turns = (stage for stage in recipe.stages if stage.progressive and re.fullmatch(f"{stage.name}-[0-9]+", phase))
+    return next(exact, None) or next(turns, None)
+
+
 def stages(recipe: Recipe, metrics: Metrics) -> list[str]:
-    """Each training phase in a line: its loss and its settings."""
+    """Each stage in a line: what it is about, its loss and its settings."""
     lines = []
     for stage in recipe.stages:
         training = recipe.training_of(stage)
         batch = training.batch_size * training.gradient_accumulation
-        limit = "up to " if training.patience else ""
-        lines.append(
-            f"{stage.name}: {objective(stage, metrics['task']['kind'] == 'regression')}; {limit}{training.epochs:g} "
-            f"epochs, learning rate {training.learning_rate:g}, batch size {batch}"
-        )
+        epochs = f"{'up to ' if training.patience else ''}{training.epochs:g} epoch{'s' * (training.epochs != 1)}"
+        settings = [
+            f"{epochs} shared by the layers" if stage.progressive else epochs,
+            f"learning rate {training.learning_rate:g}",
+            f"batch size {batch}",
+        ]
+        if training.layer_drop:
+            settings.append(f"each layer left out with chance {training.layer_drop:g}")
+        if not training.dropout:
+            settings.append("no dropout")
+        told = [*_about(stage, metrics), objective(stage, metrics["task"]["kind"] == "regression"), ", ".join(settings)]
+        lines.append(f"{stage.name}: {'; '.join(told)}")
     return lines
+
+
+def _about(stage: Stage, metrics: Metrics) -> list[str]:
+    """What is trained and on what, where that is not the whole student on the only examples."""
+    told = []
+    if stage.task is not None and stage.on_text:
+        text = "on plain text" + (", packed" if stage.task.packed else "")
+        if {"masked_lm", "soft_targets"} & set(stage.objectives.names):
+            text += f", {percent(stage.task.mask, 0)} masked" + (" by whole words" if stage.task.whole_words else "")
+        told.append(text)
+    elif metrics["data"].get("transfer") != metrics["data"].get("train"):
+        transfer = stage.on == "transfer" if stage.on is not None else stage.objectives.needs_teacher
+        told.append("on the transfer set" if transfer else "on the labelled examples")
+    if stage.keep is not None:
+        told.append(f"cut to {_depth(stage.keep, stage.pattern, 'its')}")
+    if stage.progressive:
+        told.append("layer after layer")
+    return told
+
+
+def _depth(keep: Depth, pattern: str, whose: str) -> str:
+    """How many layers, or which: `half of its layers (alternate)`."""
+    if isinstance(keep, list):
+        return f"{whose} layers {', '.join(map(str, keep))} (counted from 0)"
+    return f"all {whose} layers" if keep == "all" else f"{keep} of {whose} layers ({pattern})"
+
+
+def text_teacher(recipe: Recipe) -> str | None:
+    """Who teaches the stages on plain text, where it is not the teacher as it stands."""
+    taught = [stage.name for stage in recipe.stages if stage.on_text and stage.objectives.needs_teacher]
+    if recipe.teacher is None or not taught:
+        return None
+    alone = recipe.task.kind == "masked-lm"
+    general = None if alone else recipe.teacher.general
+    who = short(general.model) if general else "the teacher" if alone else "the teacher's own body"
+    if recipe.assistant is not None:
+        who = f"an assistant, itself distilled from {who} first; it started from {_start(recipe.assistant)}"
+    elif alone:
+        return None
+    return f"{who} ({'stages' if len(taught) > 1 else 'stage'} {', '.join(taught)})"
+
+
+def _start(made: Student) -> str:
+    """What a section makes a model of, in a few words."""
+    if made.shape is not None:
+        return _fresh({"shape": made.shape, "tokenizer": made.tokenizer, "embeddings": made.embeddings})
+    source = "the teacher" if made.model is None else f"the checkpoint {short(made.model)}"
+    depth = made.layers if made.layers is not None else "half" if made.model is None else "all"
+    return _depth(depth, made.pattern, f"{source}'s")
+
+
+def augmentation(recipe: Recipe) -> str | None:
+    """How altered copies of the training texts were made."""
+    made = recipe.data.augmentation
+    if made is None:
+        return None
+    vectors = f"the word vectors {short(made.vectors)}" if made.vectors else "the teacher's input embeddings"
+    return (
+        f"up to {made.copies} copies of each training text, each word replaced with chance {made.probability:g} by one "
+        f"of the {made.candidates} likeliest of {short(made.model)}, or nearest by {vectors}"
+    )
 
 
 def data(metrics: Metrics) -> str:
     """The data's sizes in one sentence."""
     sizes = metrics["data"]
+    if metrics["task"]["kind"] == "masked-lm":
+        parts = [f"{sizes[name]:,} {name}" for name in ("train", "validation") if name in sizes]
+        return f"Lines of plain text: {', '.join(parts)}; {sizes['test']:,} test lines with one word hidden."
     parts = [f"{sizes[name]:,} {name}" for name in ("train", "transfer", "validation", "test") if name in sizes]
-    return f"Examples: {', '.join(parts)}."
+    text = f"; {sizes['corpus']:,} lines of plain text" if sizes.get("corpus") else ""
+    return f"Examples: {', '.join(parts)}{text}."
 
 
 def metric_note(metrics: Metrics) -> str:
-    """What the intervals are."""
-    return f"{title(main_metric(metrics))} on the test set. Intervals are 95 % bootstrap intervals."
+    """What the metric and its intervals are."""
+    what = f"{title(main_metric(metrics))} on the test set."
+    if metrics["task"]["kind"] == "masked-lm":
+        what = "Accuracy is the share of hidden words filled in right, one word in each test line."
+    return f"{what} Intervals are 95 % bootstrap intervals."

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from limbeck import hardware
+from limbeck.anatomy import Capture, WordsAt
 from limbeck.checkpoints import (
     Checkpoint,
     label_names,
@@ -21,9 +22,9 @@ from limbeck.checkpoints import (
     weights_fingerprint,
 )
 from limbeck.errors import InputError
-from limbeck.signals import Signals
+from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task, collate, encode
-from limbeck.tasks.text import Batch, encode_batch, length_sorted_batches
+from limbeck.tasks.text import Batch, encode_batch, length_sorted_batches, model_inputs
 
 
 class HuggingFaceModel:
@@ -50,12 +51,13 @@ class HuggingFaceModel:
         self.length = max_length(self.model, self.tokenizer, length)
         self.batch_size = batch_size
         self.precision = precision
+        self._words = WordsAt(self.model) if task.kind == "masked-lm" else None
         self.model.to(hardware.device()).eval()
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the outputs."""
-        return label_names(self.model.config)
+        return self.task.labels if self._words else label_names(self.model.config)
 
     @property
     def parameters(self) -> int:
@@ -84,10 +86,15 @@ class HuggingFaceModel:
         return encode(texts, self.tokenizer, self.task, self.length)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, hidden: bool = False) -> Any:  # noqa: ANN401
-        """The model's own output for prepared inputs."""
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [B, C] for prepared inputs; of a language model those at each example's one mask."""
+        if self._words is not None:
+            self._words.positions = (batch["input_ids"].flatten() == self.tokenizer.mask_token_id).nonzero()[:, 0]
         with hardware.autocast(self.precision):
-            return self.model(**batch, output_hidden_states=hidden)
+            logits: torch.Tensor = self.model(**batch).logits
+        if self._words is not None:
+            self._words.positions = None
+        return logits
 
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """Answers in the order of `texts`: logits float32 [N, C]; [CLS] states float16 [N, d] after layers `features`.
@@ -101,12 +108,13 @@ class HuggingFaceModel:
         encoded = self.encode(texts)
         logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
         states: dict[int, np.ndarray] = {}
-        for rows, examples in length_sorted_batches(encoded, self.batch_size):
-            output = self.forward(self._place(collate(examples, self.tokenizer)), hidden=bool(layers))
-            logits[rows] = output.logits.float().cpu().numpy()
-            for number, layer in layers.items():
-                cls = output.hidden_states[layer][:, 0].to(torch.float16).cpu().numpy()
-                states.setdefault(number, np.empty((len(encoded), cls.shape[1]), dtype=np.float16))[rows] = cls
+        with Capture(self.model, Wanted(features=frozenset(layers.values()))) as capture:
+            for rows, examples in length_sorted_batches(encoded, self.batch_size):
+                logits[rows] = self.forward(self._place(collate(examples, self.tokenizer))).float().cpu().numpy()
+                found = capture.signals().features
+                for number, layer in layers.items():
+                    cls = found[layer].to(torch.float16).cpu().numpy()
+                    states.setdefault(number, np.empty((len(encoded), cls.shape[1]), dtype=np.float16))[rows] = cls
         return Signals(logits, states)
 
     def runner(self, texts: Dataset) -> Callable[[], None]:
@@ -121,7 +129,7 @@ class HuggingFaceModel:
         return run
 
     def _place(self, batch: Batch) -> Batch:
-        return {k: v.to(self.model.device) for k, v in batch.items() if k not in ("row", "labels")}
+        return {name: tensor.to(self.model.device) for name, tensor in model_inputs(batch).items()}
 
     def _layer(self, number: int) -> int:
         depth = int(self.model.config.num_hidden_layers)

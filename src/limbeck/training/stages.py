@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from limbeck import hardware
-from limbeck.checkpoints import Checkpoint, max_length, open_classifier
+from limbeck.anatomy import layer_list
+from limbeck.checkpoints import Checkpoint, open_for
 from limbeck.data import Splits
 from limbeck.files import read_json, require_space, write_json
-from limbeck.objectives import build_terms
+from limbeck.objectives import Term
 from limbeck.progress import say
 from limbeck.recipe.schema import Recipe, Stage, Training
-from limbeck.signals import SignalSource
-from limbeck.tasks import Task, collate, encode
+from limbeck.students import keep_layers
+from limbeck.tasks import Task
 from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, save_model
+from limbeck.training.layer_drop import drop_layers
+from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
+from limbeck.training.phases import Phase, kept_layers, phases_of
 from limbeck.training.trainer import DistillationTrainer
 
+TERMS_MODULE = "limbeck_terms"
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -50,18 +55,18 @@ def train_stages(
     recipe: Recipe,
     task: Task,
     splits: Splits,
-    source: SignalSource | None,
+    teaching: Teaching,
 ) -> Trained:
     """Train a model through stages and save it as `OUTPUT/name`.
 
     Args:
-        name: `student` or `baseline`; names the folder.
+        name: `student`, `baseline`, `assistant` or `model`; names the folder.
         start: the model before training; changed in place.
         stages: the phases in order.
         recipe: settings, seed and output folder.
         task: what is predicted.
         splits: the examples. Stages with a teacher learn from the transfer set, others from the labelled part.
-        source: the teacher's signals for the transfer set.
+        teaching: whoever teaches.
 
     Raises:
         InputError: too little disk for checkpoints.
@@ -71,20 +76,22 @@ def train_stages(
     if log_file.exists() and (folder / "config.json").exists():
         say(f"{name}: reused the trained model in {folder}")
         log = read_json(log_file)
-        return Trained(open_classifier(str(folder)), log["history"], log["seconds"])
+        return Trained(open_for(task, str(folder)), log["history"], log["seconds"])
     size = sum(p.numel() * p.element_size() for p in start.model.parameters())
     # Two checkpoints of weights and two AdamW moments, one more being written, the result.
     require_space(folder, 10 * size, f"training the {name}")
     places = Path(recipe.output) / "stages"
-    workplaces = [places / f"{name}-{number}-{stage.name}" for number, stage in enumerate(stages, 1)]
+    phases = phases_of(stages, recipe, start.model.config.num_hidden_layers)
+    workplaces = [places / f"{name}-{number}-{phase.name}" for number, phase in enumerate(phases, 1)]
     done: dict[str, dict[str, Any]] = {}
-    for stage, workplace in zip(stages, workplaces, strict=True):
-        done[stage.name] = _run_stage(start, stage, recipe, task, splits, source, workplace)
-    history = {stage: record["history"] for stage, record in done.items()}
-    seconds = {stage: record["seconds"] for stage, record in done.items()}
+    checkpoint = start
+    for phase, workplace in zip(phases, workplaces, strict=True):
+        checkpoint, done[phase.name] = _run_phase(checkpoint, phase, recipe, task, splits, teaching, workplace)
+    history = {phase: record["history"] for phase, record in done.items()}
+    seconds = {phase: record["seconds"] for phase, record in done.items()}
     group = hardware.processes()
     if group.is_main_process:
-        save_model(start, folder)
+        save_model(checkpoint, folder)
         log_file.parent.mkdir(exist_ok=True)
         write_json(log_file, {"history": history, "seconds": seconds})
         for workplace in workplaces:
@@ -92,68 +99,130 @@ def train_stages(
         if not any(places.iterdir()):
             places.rmdir()
     group.wait_for_everyone()
-    return Trained(Checkpoint(start.model, start.tokenizer, str(folder)), history, seconds)
+    return Trained(Checkpoint(checkpoint.model, checkpoint.tokenizer, str(folder)), history, seconds)
 
 
-def _run_stage(
+def _run_phase(
     checkpoint: Checkpoint,
-    stage: Stage,
+    phase: Phase,
     recipe: Recipe,
     task: Task,
     splits: Splits,
-    source: SignalSource | None,
+    teaching: Teaching,
     workplace: Path,
-) -> dict[str, Any]:
-    """One stage; its record is kept in `workplace/done.json` and its weights in `workplace/model`."""
-    model, tokenizer, _ = checkpoint
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """One phase: the student after it and its record, kept as `workplace/model` and `workplace/done.json`."""
     if (workplace / "done.json").exists():
-        say(f"stage {stage.name}: done in an earlier run")
-        model.load_state_dict(open_classifier(str(workplace / "model")).model.state_dict())
-        record: dict[str, Any] = read_json(workplace / "done.json")
-        return record
+        say(f"stage {phase.name}: done in an earlier run")
+        opened = open_for(task, str(workplace / "model"))
+        return Checkpoint(opened.model, checkpoint.tokenizer, checkpoint.name), read_json(workplace / "done.json")
+    if phase.stage.keep is not None:
+        checkpoint = _cut(checkpoint, phase.stage)
+    lesson = prepare_lesson(phase, checkpoint, recipe, task, splits, teaching)
+    try:
+        record = _train(lesson, phase, recipe, task, checkpoint, workplace)
+    finally:
+        lesson.close()
     group = hardware.processes()
-    terms = build_terms(stage.objectives, task)
-    asks = any(term.needs_teacher for term in terms)
-    length = max_length(model, tokenizer, recipe.task.max_length)
-    with group.main_process_first():
-        learn = encode(splits.transfer if asks else splits.train, tokenizer, task, length)
-        validate = encode(splits.validation, tokenizer, task, length)
-    validate = validate.select(np.argsort(validate["length"][:], kind="stable"))  # batches of like length
-    cut = float(np.mean(np.asarray(learn["length"][:]) == length))
-    if cut > 0.01:
-        say(f"stage {stage.name}: {cut:.0%} of the examples reach the limit of {length} tokens and may have been cut")
-    training = recipe.training_of(stage)
-    metric = task.main_metric(recipe.evaluation.metric)
-    stopping: list[TrainerCallback] = [EarlyStoppingCallback(training.patience)] if training.patience else []
-    trainer = DistillationTrainer(
-        terms=terms,
-        source=source if asks else None,
-        model=model,
-        args=_arguments(training, recipe, workplace, len(learn), metric),
-        train_dataset=learn,
-        eval_dataset=validate,
-        data_collator=partial(collate, tokenizer=tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=lambda prediction: _metrics(prediction, task),
-        callbacks=stopping,
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bars(metric))
-    resumed = last_checkpoint(workplace)
-    if resumed:
-        say(f"stage {stage.name}: going on from {resumed}")
-    clock = Clock(workplace / "seconds.json")
-    trainer.add_callback(clock)
-    trainer.train(resume_from_checkpoint=resumed)
-    record = {"history": trainer.state.log_history, "seconds": clock.seconds}
     if group.is_main_process:
         save_model(checkpoint, workplace / "model")
         write_json(workplace / "done.json", record)
     group.wait_for_everyone()
-    return record
+    return checkpoint, record
 
 
-def _arguments(training: Training, recipe: Recipe, workplace: Path, examples: int, metric: str) -> TrainingArguments:
+def _cut(checkpoint: Checkpoint, stage: Stage) -> Checkpoint:
+    """The student with the layers that the stage keeps, and a record of it."""
+    layers = kept_layers(stage, checkpoint.model.config.num_hidden_layers)
+    model = keep_layers(checkpoint.model, layers)
+    model.config.limbeck = checkpoint.model.config.limbeck | {f"kept by stage {stage.name}": layers}
+    return Checkpoint(model, checkpoint.tokenizer, checkpoint.name)
+
+
+def _train(
+    lesson: Lesson, phase: Phase, recipe: Recipe, task: Task, checkpoint: Checkpoint, workplace: Path
+) -> dict[str, Any]:
+    training = recipe.training_of(phase.stage)
+    model = lesson.model
+    with extra_weights(model, lesson.terms), only_layer(model, phase.only), drop_layers(model, training.layer_drop):
+        trainer = trainer_for(lesson, phase, recipe, task, checkpoint, workplace)
+        resumed = last_checkpoint(workplace)
+        if resumed:
+            say(f"stage {phase.name}: going on from {resumed}")
+        clock = Clock(workplace / "seconds.json")
+        trainer.add_callback(clock)
+        trainer.train(resume_from_checkpoint=resumed)
+        trainer.capture.close()
+    return {"history": trainer.state.log_history, "seconds": clock.seconds}
+
+
+def trainer_for(
+    lesson: Lesson, phase: Phase, recipe: Recipe, task: Task, checkpoint: Checkpoint, workplace: Path
+) -> DistillationTrainer:
+    """The trainer of a phase, with the recipe's settings; see `extra_weights` for the terms' own weights."""
+    training = recipe.training_of(phase.stage)
+    metric = "accuracy" if phase.stage.on_text else task.main_metric(recipe.evaluation.metric)
+    patience = training.patience if lesson.validate is not None else None
+    stopping: list[TrainerCallback] = [EarlyStoppingCallback(patience)] if patience else []
+    # Each layer's turn is a small part of an epoch: in one order for all, they would see the same few examples.
+    seed = (recipe.seed + (phase.only or 1) - 1) % 2**32
+    trainer = DistillationTrainer(
+        terms=lesson.terms,
+        source=lesson.source,
+        words=lesson.words,
+        dropout=training.dropout,
+        eval_collator=lesson.collate(lambda: 0),  # a validation's masks are the same every time
+        model=lesson.model,
+        args=_arguments(training, seed, workplace, len(lesson.learn), metric, lesson),
+        train_dataset=lesson.learn,
+        eval_dataset=lesson.validate,
+        processing_class=checkpoint.tokenizer,
+        compute_metrics=lesson.metrics,
+        callbacks=stopping,
+    )
+    trainer.data_collator = lesson.collate(lambda: int(trainer.state.epoch or 0))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bars(metric))
+    return trainer
+
+
+@contextmanager
+def extra_weights(model: PreTrainedModel, terms: Sequence[Term]) -> Iterator[None]:
+    """Train and checkpoint the terms' own weights with the model; they are gone from it afterwards.
+
+    As a part of the model they are in its optimiser, its checkpoints and its gradients' exchange between processes.
+    """
+    own = {t.name: t for t in terms if isinstance(t, nn.Module) and list(t.parameters())}
+    if own:
+        model.add_module(TERMS_MODULE, nn.ModuleDict(own))
+    try:
+        yield
+    finally:
+        if own:
+            delattr(model, TERMS_MODULE)
+
+
+@contextmanager
+def only_layer(model: PreTrainedModel, number: int | None) -> Iterator[None]:
+    """Freeze all but one layer, counted from 1, and what belongs to the terms; nothing where there is no number."""
+    if number is None:
+        yield
+        return
+    path, _ = layer_list(model)
+    kept = (f"{path}.{number - 1}.", f"{TERMS_MODULE}.")
+    frozen = [p for n, p in model.named_parameters() if not n.startswith(kept) and p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _arguments(
+    training: Training, seed: int, workplace: Path, examples: int, metric: str, lesson: Lesson
+) -> TrainingArguments:
     group = hardware.processes()
     precision = hardware.pick_precision(training.precision)
     per_step = training.batch_size * training.gradient_accumulation * group.num_processes
@@ -162,6 +231,9 @@ def _arguments(training: Training, recipe: Recipe, workplace: Path, examples: in
     if training.checkpoint_steps is not None:
         every = training.checkpoint_steps
         rhythm = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": every, "save_steps": every}
+    if lesson.validate is None:
+        rhythm["eval_strategy"] = "no"
+    inner = lesson.wanted.by_token or lesson.wanted.features
     return TrainingArguments(
         output_dir=str(workplace),
         num_train_epochs=training.epochs,
@@ -180,19 +252,16 @@ def _arguments(training: Training, recipe: Recipe, workplace: Path, examples: in
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         label_names=["labels"],
-        load_best_model_at_end=training.patience is not None,
+        load_best_model_at_end=training.patience is not None and lesson.validate is not None,
         metric_for_best_model=metric,
         greater_is_better=True,
         save_total_limit=2,  # the best and the last, or the last two in case a kill tears one
         logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,  # it would wait for the device every step
         report_to=training.report_to or "none",
-        seed=recipe.seed,
-        ddp_find_unused_parameters=False,
+        seed=seed,
+        # A loss on inner layers leaves the head, and layers above, without gradients; one on words the body's pooler;
+        # LayerDrop what it skips.
+        ddp_find_unused_parameters=bool(inner or lesson.words or training.layer_drop),
         **rhythm,
     )
-
-
-def _metrics(prediction: EvalPrediction, task: Task) -> dict[str, float]:
-    predicted = task.predict(np.asarray(prediction.predictions))
-    return {name: metric(np.asarray(prediction.label_ids), predicted) for name, metric in task.metrics.items()}

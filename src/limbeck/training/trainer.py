@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from itertools import islice
+from operator import or_
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from limbeck.anatomy import Capture, WordsAt
 from limbeck.objectives import Term
-from limbeck.signals import Signals, SignalSource
-from limbeck.tasks.text import Batch
+from limbeck.signals import Signals, SignalSource, Wanted
+from limbeck.tasks.text import Batch, model_inputs
 
 
 class LengthGroupedByEpoch(LengthGroupedSampler):
@@ -49,13 +53,28 @@ class DistillationTrainer(Trainer):
     Args:
         terms: the loss.
         source: where the teacher's signals come from; none when no term needs a teacher.
+        words: makes a masked language model compute its words at the batch's `positions` alone.
+        dropout: whether the student's dropout is on.
+        eval_collator: makes a validation's batches; the training's own when not given.
         kwargs: `Trainer`'s own.
     """
 
-    def __init__(self, *, terms: Sequence[Term], source: SignalSource | None, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *,
+        terms: Sequence[Term],
+        source: SignalSource | None,
+        words: WordsAt | None = None,
+        dropout: bool = True,
+        eval_collator: Callable[..., Batch] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(**kwargs)
         self.terms = list(terms)
-        self.source = source
+        self.source, self.words, self.dropout = source, words, dropout
+        self.capture = Capture(self.model, reduce(or_, (term.student for term in self.terms), Wanted()))
+        self.data_collator: Any
+        self.eval_collator = eval_collator or self.data_collator
         self.loss_is_scaled_for_ga = True
         self._sums: torch.Tensor | None = None
         self._batches = 0
@@ -66,6 +85,15 @@ class DistillationTrainer(Trainer):
         lengths = (train_dataset or self.train_dataset)["length"][:]
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedByEpoch(size, lengths, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader[Batch]:
+        """With the validation's own collator."""
+        ours, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            loader: DataLoader[Batch] = super().get_eval_dataloader(eval_dataset)
+            return loader
+        finally:
+            self.data_collator = ours
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -90,18 +118,29 @@ class DistillationTrainer(Trainer):
         """This micro-batch's share of the global batch's loss, times the number of processes (DDP averages)."""
         if not isinstance(num_items_in_batch, torch.Tensor):
             raise TypeError("the loss needs the counts that get_batch_samples makes")
-        outputs = model(**{k: v for k, v in inputs.items() if k not in ("row", "labels")})
-        student, teacher = Signals(outputs.logits), None
-        if self.source is not None:
-            found = self.source.signals(inputs["row"])
-            device = outputs.logits.device
-            teacher = Signals(found.logits.to(device), {k: v.to(device) for k, v in found.features.items()})
-        sums = torch.stack([term.total(student, teacher, inputs) for term in self.terms])
-        losses = sums / num_items_in_batch.clamp(min=1)
-        weighted = [term.weight * each for term, each in zip(self.terms, losses, strict=True)]
-        loss = torch.stack(weighted).sum() * self.args.world_size
-        # Summed on the device and read only when logged: no synchronisation per step.
-        self._sums = losses.detach() if self._sums is None else self._sums + losses.detach()
+        counts = num_items_in_batch.clamp(min=1)
+        if not self.dropout:
+            model.eval()  # the Trainer puts it into training mode before each step
+        teacher = self._ask(inputs)
+        outputs: Any = None
+
+        def weigh(student: nn.Module, args: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
+            nonlocal outputs
+            outputs = output
+            signals = self.capture.signals(getattr(output, "logits", None))
+            losses = torch.stack([term.total(signals, teacher, inputs) for term in self.terms]) / counts
+            # Summed on the device and read only when logged: no synchronisation per step.
+            self._sums = losses.detach() if self._sums is None else self._sums + losses.detach()
+            weighted = torch.stack([term.weight * each for term, each in zip(self.terms, losses, strict=True)])
+            return weighted.sum() * float(self.args.world_size)
+
+        # The loss is computed within the student's forward pass: DistributedDataParallel looks at what that returns to
+        # tell which weights get a gradient. Projections do and are used outside of the model; a pooler may not.
+        handle = self.model.register_forward_hook(weigh)
+        try:
+            loss = self._forward(model, inputs)
+        finally:
+            handle.remove()
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -111,11 +150,30 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Logits and labels of a validation batch; the metrics judge, not the loss."""
+        """Logits and labels of a validation batch; of words, how many were right and asked for [1, 2]."""
         inputs = self._prepare_inputs(inputs)
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            logits = model(**{k: v for k, v in inputs.items() if k not in ("row", "labels")}).logits
-        return None, logits.float(), inputs["labels"]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = self._forward(model, inputs).logits.float()
+        if "targets" not in inputs:
+            return None, logits, inputs["labels"]
+        # Words over a whole vocabulary are too many to gather; a batch's sums are enough for the metrics.
+        asked = inputs["targets"] != -100
+        right = (logits.argmax(-1) == inputs["targets"])[asked].sum()
+        return None, torch.stack([right, asked.sum()])[None].float(), torch.zeros(1, device=logits.device)
+
+    def _ask(self, inputs: Batch) -> Signals | None:
+        """The teacher's signals about a batch, on its device."""
+        if self.source is None:
+            return None
+        said, device = self.source.signals(inputs), inputs["input_ids"].device
+        said.logits = None if said.logits is None else said.logits.to(device)
+        said.features = {layer: states.to(device) for layer, states in said.features.items()}
+        return said
+
+    def _forward(self, model: nn.Module, inputs: Batch) -> Any:  # noqa: ANN401
+        if self.words is not None:
+            self.words.positions = inputs["positions"]
+        return model(**model_inputs(inputs))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean, unweighted, since the last log."""

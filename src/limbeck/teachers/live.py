@@ -1,0 +1,47 @@
+"""A teacher in memory, for signals of every token, which are too many to keep."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from limbeck import hardware
+from limbeck.anatomy import Capture, WordsAt
+from limbeck.signals import Signals, Wanted
+from limbeck.tasks.text import Batch, model_inputs
+
+
+class LiveTeacher:
+    """Runs the teacher on each batch of the student's own tokens, in evaluation mode and without gradients.
+
+    Args:
+        model: reads with the student's tokenizer. Without `wanted.logits` its body alone is run.
+        wanted: the signals.
+        precision: what the forward pass computes in.
+
+    Raises:
+        InputError: inner signals are wanted of an architecture that is not known.
+    """
+
+    def __init__(self, model: PreTrainedModel, wanted: Wanted, precision: str) -> None:
+        self.model = (model if wanted.logits else model.base_model).to(hardware.device()).eval()
+        self.capture = Capture(self.model, wanted)
+        self.precision = precision
+        self._words: WordsAt | None = None
+
+    @torch.no_grad()
+    def signals(self, batch: Batch) -> Signals:
+        """The signals about a batch of tokens; words at its `positions` where it has some."""
+        if "positions" in batch and self.capture.wanted.logits:
+            self._words = self._words or WordsAt(self.model)
+            self._words.positions = batch["positions"]
+        with hardware.autocast(self.precision):
+            output = self.model(**model_inputs(batch))
+        return self.capture.signals(getattr(output, "logits", None))
+
+    def close(self) -> None:
+        """Take the hooks away and leave the accelerator's memory to others."""
+        self.capture.close()
+        if self._words:
+            self._words.close()
+        self.model.cpu()

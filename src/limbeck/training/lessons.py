@@ -1,0 +1,295 @@
+"""What a stage works on: the model that is trained, its examples, its terms, and whoever teaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import or_
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import EvalPrediction, PreTrainedModel
+
+from limbeck import hardware
+from limbeck.anatomy import Shape, WordsAt, language_head, language_head_path, parts_of, shape_of
+from limbeck.checkpoints import Checkpoint, max_length, tokenizer_fingerprint
+from limbeck.data import Splits
+from limbeck.errors import InputError
+from limbeck.objectives import Shapes, Term, build_terms
+from limbeck.progress import say
+from limbeck.recipe.schema import Recipe
+from limbeck.recipe.schema import Task as TaskSection
+from limbeck.signals import SignalSource, Wanted
+from limbeck.students.language_model import language_model
+from limbeck.tasks import Task, collate, encode
+from limbeck.tasks.masked_lm import MaskedBatches, encode_corpus
+from limbeck.teachers import LiveTeacher
+from limbeck.training.phases import Phase, kept_layers, phases_of
+
+TEXT_LENGTH = 128
+"""Tokens of a plain-text example where the recipe does not say."""
+
+
+@dataclass
+class Teaching:
+    """Whoever teaches the stages of a run.
+
+    Attributes:
+        knowledge: what the teacher said about the transfer set.
+        teacher: the teacher's model, for signals of every token.
+        general: the language model that teaches the stages on plain text.
+    """
+
+    knowledge: SignalSource | None = None
+    teacher: Checkpoint | None = None
+    general: Checkpoint | None = None
+
+
+@dataclass
+class Lesson:
+    """A phase, ready for the trainer.
+
+    Attributes:
+        model: what is trained: the student, its body, or its body under a language model's head.
+        terms: the loss.
+        source: the teacher's signals.
+        wanted: what the terms read of the student.
+        words: where the student's words are read.
+        learn: tokenised examples to learn from.
+        validate: tokenised examples to judge by, where the phase trains what the metric measures.
+        collate: makes batches; takes the running epoch.
+        metrics: of a validation.
+    """
+
+    model: PreTrainedModel
+    terms: list[Term]
+    source: SignalSource | None
+    wanted: Wanted
+    words: WordsAt | None
+    learn: Dataset
+    validate: Dataset | None
+    collate: Callable[[Callable[[], int]], Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]]
+    metrics: Callable[[EvalPrediction], dict[str, float]] | None
+
+    def close(self) -> None:
+        """Leave the models as they were."""
+        for each in (self.words, self.source):
+            if isinstance(each, (WordsAt, LiveTeacher)):
+                each.close()
+
+
+def terms_of(phase: Phase, task: Task, student: Shape, teacher: PreTrainedModel | None) -> list[Term]:
+    """The phase's loss, checked against the sizes of both models.
+
+    Raises:
+        InputError: a layer, width or number of heads that does not fit.
+    """
+    kind = Task("masked-lm", ()) if phase.stage.on_text else task
+    shapes = Shapes(student, shape_of(teacher)) if teacher is not None else None
+    return build_terms(phase.stage.objectives, kind, shapes, phase.only)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run's stages need of the teacher.
+
+    Attributes:
+        stored: some stage reads what can be kept on disk.
+        features: the layers whose [CLS] state it reads.
+    """
+
+    stored: bool
+    features: tuple[int, ...]
+
+
+def plan_stages(
+    recipe: Recipe,
+    task: Task,
+    student: Checkpoint,
+    teachers: Sequence[Checkpoint],
+    general: Checkpoint | None,
+    on_text: bool | None = None,
+) -> Plan:
+    """Build every phase's terms once, so that what cannot be is refused before anything costly.
+
+    Args:
+        recipe: the stages.
+        task: what is predicted.
+        student: before training.
+        teachers: the teacher's models.
+        general: the language model that teaches the stages on plain text.
+        on_text: look at the stages on plain text alone.
+
+    Raises:
+        InputError: a layer, width, number of heads or tokenizer that does not fit; inner signals of several teachers,
+            or of an architecture that is not known; words of a model without a head for them.
+    """
+    shape, stored, features = shape_of(student.model), False, set[int]()
+    stages = [stage for stage in recipe.stages if on_text is None or stage.on_text == on_text]
+    for phase in phases_of(stages, recipe, shape.layers):
+        if phase.stage.keep is not None:
+            shape = replace(shape, layers=len(kept_layers(phase.stage, shape.layers)))
+        teacher = general if phase.stage.on_text else next(iter(teachers), None)
+        terms = terms_of(phase, task, shape, teacher.model if teacher else None)
+        mine, its = wanted_of(terms)
+        if phase.stage.on_text and mine.logits:
+            language_head_path(student.model)
+        if its == Wanted():
+            continue
+        assert teacher is not None
+        _check_insides(phase, task, student, mine, teacher, its, 1 if phase.stage.on_text else len(teachers))
+        if not (phase.stage.on_text or its.by_token):
+            stored = True
+            features |= its.features
+    return Plan(stored, tuple(sorted(features)))
+
+
+def _check_insides(
+    phase: Phase, task: Task, student: Checkpoint, mine: Wanted, teacher: Checkpoint, its: Wanted, teachers: int
+) -> None:
+    """Refuse signals that these models do not have, or that cannot be compared."""
+    stage = phase.stage
+    if (its.by_token or its.features) and teachers > 1:
+        raise InputError(
+            f"stage '{stage.name}' learns from a teacher's layers, and there are {teachers} teachers; "
+            "several teach by soft_targets only, so give one"
+        )
+    for checkpoint, wanted in ((teacher, its), (student, mine)):
+        if wanted.by_token or wanted.features:
+            parts_of(checkpoint.model)
+    if stage.on_text or its.by_token:
+        check_same_tokens(student, teacher, task.pair and not stage.on_text)
+    if stage.on_text and its.logits:
+        language_head(teacher.model)
+        sizes = [checkpoint.model.config.vocab_size for checkpoint in (student, teacher)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"the student has words for {sizes[0]} tokens, '{teacher.name}' for {sizes[1]}; "
+                f"give a student with vocab_size {sizes[1]}"
+            )
+
+
+def wanted_of(terms: list[Term]) -> tuple[Wanted, Wanted]:
+    """What the terms read of the student and of the teacher."""
+    return (
+        reduce(or_, (term.student for term in terms), Wanted()),
+        reduce(or_, (term.teacher for term in terms), Wanted()),
+    )
+
+
+def prepare_lesson(
+    phase: Phase, student: Checkpoint, recipe: Recipe, task: Task, splits: Splits, teaching: Teaching
+) -> Lesson:
+    """Everything that training a phase takes.
+
+    Raises:
+        InputError: the teacher's and the student's tokens differ where signals of every token are compared.
+    """
+    on_text = phase.stage.on_text
+    teacher = teaching.general if on_text else teaching.teacher
+    torch.manual_seed(recipe.seed)  # projections and fresh heads
+    terms = terms_of(phase, task, shape_of(student.model), teacher.model if teacher else None)
+    mine, its = wanted_of(terms)
+    source: SignalSource | None = teaching.knowledge if its != Wanted() else None
+    if teacher is not None and its != Wanted() and (on_text or its.by_token):
+        check_same_tokens(student, teacher, task.pair and not on_text)
+        precision = hardware.pick_precision(recipe.training_of(phase.stage).precision)
+        source = LiveTeacher(teacher.model, its, precision)
+    if on_text:
+        return _about_text(phase, student, recipe, splits, terms, mine, source, teacher)
+    tokenizer = student.tokenizer
+    length = max_length(student.model, tokenizer, recipe.task.max_length)
+    asks = its != Wanted() if phase.stage.on is None else phase.stage.on == "transfer"
+    with hardware.processes().main_process_first():
+        learn = encode(splits.transfer if asks else splits.train, tokenizer, task, length)
+        validate = encode(splits.validation, tokenizer, task, length) if mine.logits else None
+    cut = float(np.mean(np.asarray(learn["length"][:]) == length))
+    if cut > 0.01:
+        say(f"stage {phase.name}: {cut:.0%} of the examples reach the limit of {length} tokens and may have been cut")
+    return Lesson(
+        model=student.model,
+        terms=terms,
+        source=source,
+        wanted=mine,
+        words=None,
+        learn=learn,
+        validate=validate,
+        collate=lambda epoch: partial(collate, tokenizer=tokenizer),
+        metrics=partial(_metrics, task=task) if mine.logits else None,
+    )
+
+
+def _about_text(
+    phase: Phase,
+    student: Checkpoint,
+    recipe: Recipe,
+    splits: Splits,
+    terms: list[Term],
+    mine: Wanted,
+    source: SignalSource | None,
+    teacher: Checkpoint | None,
+) -> Lesson:
+    settings = text_settings(phase, recipe)
+    tokenizer = student.tokenizer
+    model = language_model(student.model, teacher) if mine.logits else student.model.base_model
+    length = max_length(student.model, tokenizer, settings.max_length)
+    if settings.max_length is None:
+        length = min(length, TEXT_LENGTH)
+    assert splits.corpus is not None
+    held: Dataset | None = None
+    with hardware.processes().main_process_first():
+        learn = encode_corpus(splits.corpus, tokenizer, length, settings.packed)
+        if mine.logits and splits.corpus_held is not None:
+            held = encode_corpus(splits.corpus_held, tokenizer, length, settings.packed)
+    soft = phase.stage.objectives.soft_targets
+    every = soft is not None and soft.positions == "all"
+    mask = settings.mask if mine.logits else 0.0
+    return Lesson(
+        model=model,
+        terms=terms,
+        source=source,
+        wanted=mine,
+        words=WordsAt(model) if mine.logits else None,
+        learn=learn,
+        validate=held,
+        collate=lambda epoch: MaskedBatches(tokenizer, mask, settings.whole_words, every, recipe.seed, epoch),
+        metrics=_words_right if held is not None else None,
+    )
+
+
+def text_settings(phase: Phase, recipe: Recipe) -> TaskSection:
+    """How the phase's text is cut and masked."""
+    return phase.stage.task or recipe.task
+
+
+def check_same_tokens(student: Checkpoint, teacher: Checkpoint, pair: bool) -> None:
+    """Refuse to compare signals of tokens that are not the same.
+
+    Raises:
+        InputError: the tokenizers differ; of pairs only one of the models is told which text a token is from.
+    """
+    told = ["token_type_ids" in each.tokenizer.model_input_names for each in (student, teacher)]
+    if pair and told[0] != told[1]:
+        raise InputError(
+            f"'{(student if told[0] else teacher).name}' reads which text of a pair a token is from, and "
+            f"'{(teacher if told[0] else student).name}' does not, so their tokens cannot be compared; "
+            "give a student of the teacher's architecture, or use soft_targets"
+        )
+    if tokenizer_fingerprint(student.tokenizer) != tokenizer_fingerprint(teacher.tokenizer):
+        raise InputError(
+            f"the tokenizers of '{student.name}' and '{teacher.name}' differ, so their tokens cannot be compared; "
+            "give a student with the teacher's tokenizer, or use soft_targets"
+        )
+
+
+def _metrics(prediction: EvalPrediction, task: Task) -> dict[str, float]:
+    predicted = task.predict(np.asarray(prediction.predictions))
+    return {name: metric(np.asarray(prediction.label_ids), predicted) for name, metric in task.metrics.items()}
+
+
+def _words_right(prediction: EvalPrediction) -> dict[str, float]:
+    right, asked = np.asarray(prediction.predictions).sum(0)
+    return {"accuracy": float(right / max(asked, 1))}

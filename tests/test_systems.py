@@ -1,0 +1,212 @@
+"""Every packaged system through the command line: run, interrupted, resumed; what its student is, and its claims."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LABELS, make_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from limbeck.recipe import load, packaged
+from limbeck.students.ib_bert import IBBertConfig
+from limbeck.training.trainer import DistillationTrainer
+
+QUICK = [
+    "task.max_length=32",
+    "training.batch_size=16",
+    "training.learning_rate=1e-3",
+    "training.epochs=2",
+    "evaluation.resamples=100",
+    "evaluation.speed=false",
+    "export=[]",
+    "baseline=false",
+]
+SMALL = "student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"
+TEXT_ALONE = ("pretrain", "ib-bert", "distilbert-pretrain")
+NO_TEACHER = ("fine-tune", "pretrain", "ib-bert")
+LESS: dict[str, list[str]] = {
+    "tinybert": [SMALL, *(f"stages.{name}.training.epochs=2" for name in ("general", "intermediate", "prediction"))],
+    "minilm": [SMALL],
+    "minilmv2": [SMALL, "stages.general.objectives.relations.heads=8"],
+    "well-read": [SMALL],
+    "mobilebert": [
+        *(f"student.shape.{name}" for name in ("num_hidden_layers=2", "hidden_size=32", "intra_bottleneck_size=16")),
+        *(f"student.shape.{name}" for name in ("num_attention_heads=2", "embedding_size=16", "intermediate_size=32")),
+        "stages.transfer.training.epochs=4",
+        "stages.words.training.epochs=2",
+    ],
+    "ib-bert": [
+        *(f"student.shape.{name}" for name in ("num_hidden_layers=2", "hidden_size=32", "intra_bottleneck_size=48")),
+        *(f"student.shape.{name}" for name in ("num_attention_heads=2", "embedding_size=16", "intermediate_size=64")),
+    ],
+}
+
+
+@pytest.fixture(scope="session")
+def ib_bert_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny random IB-BERT that classifies, and one that fills in words."""
+    root = tmp_path_factory.mktemp("ib-bert")
+    config = IBBertConfig(
+        vocab_size=200, num_hidden_layers=2, hidden_size=32, intra_bottleneck_size=48, intermediate_size=64,
+        num_attention_heads=2, embedding_size=16, max_position_embeddings=64, initializer_range=0.1,
+        id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for name, kind in (("classifier", AutoModelForSequenceClassification), ("words", AutoModelForMaskedLM)):
+        kind.from_config(config).save_pretrained(root / name)
+        make_tokenizer().save_pretrained(root / name)
+    return root / "classifier", root / "words"
+
+
+@pytest.fixture
+def words_for(
+    tiny_teacher_dir: Path,
+    tiny_language_model_dir: Path,
+    tiny_model_dir: Path,
+    ib_bert_dirs: tuple[Path, Path],
+    corpus_txt: Path,
+    reviews_csv: Path,
+    unlabelled_csv: Path,
+) -> Callable[[str, Path], list[str]]:
+    """The command line that runs a system on tiny models."""
+
+    def words(system: str, output: Path) -> list[str]:
+        line = ["train" if system in NO_TEACHER else "distill", system, f"output={output}", *QUICK]
+        line += [f"data={corpus_txt if system in TEXT_ALONE else reviews_csv}", *LESS.get(system, [])]
+        if system == "mobilebert":
+            line += [f"teacher={ib_bert_dirs[0]}", f"teacher.general={ib_bert_dirs[1]}"]
+        elif system == "distilbert-pretrain":
+            line += [f"teacher={tiny_language_model_dir}"]
+        elif system not in NO_TEACHER:
+            line += [f"teacher={tiny_teacher_dir}"]
+        if system in ("tinybert", "minilm", "minilmv2"):
+            line += [f"teacher.general={tiny_language_model_dir}"]
+        if system == "tinybert":
+            line += [f"data.augmentation={tiny_language_model_dir}", "data.augmentation.copies=1"]
+        if system == "well-read":
+            line += [f"data.unlabelled={unlabelled_csv}"]
+        if system == "ib-bert":
+            line += [f"student.tokenizer={tiny_model_dir}"]
+        if system in ("fine-tune", "pretrain"):
+            line += [f"student={tiny_model_dir if system == 'fine-tune' else tiny_language_model_dir}"]
+        if any("task" in stage for stage in packaged()[system]["stages"]):
+            line += [f"data.corpus={corpus_txt}"]
+        return line
+
+    return words
+
+
+class StopError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("system", sorted(packaged()))
+def test_it_runs_is_interrupted_and_ends_in_the_same_student(
+    system: str, command: Any, words_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, printed = command(*words_for(system, tmp_path / "whole"))
+    assert code == 0, printed
+    stops = iter(range(1, 60, 5))  # each attempt gets so many updates before it is stopped, more every time
+    whole = DistillationTrainer._save_checkpoint
+    left = [0]
+
+    def stop_after_saving(self: DistillationTrainer, *args: Any, **kwargs: Any) -> None:
+        whole(self, *args, **kwargs)
+        left[0] -= 1
+        if left[0] < 0:
+            raise StopError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DistillationTrainer, "_save_checkpoint", stop_after_saving)
+        for attempt in stops:
+            left[0] = attempt // 5
+            try:
+                code, printed = command(*words_for(system, tmp_path / "parts"))
+            except StopError:
+                continue
+            break
+    assert code == 0, printed
+    name = "model" if system in NO_TEACHER else "student"
+    weights, resumed = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "parts"))
+    assert weights.keys() == resumed.keys()
+    assert not [key for key in weights if "limbeck" in key], "a projection reached the student's file"
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in weights.items())
+    metrics = json.loads((tmp_path / "parts" / "metrics.json").read_text())
+    assert metrics["student"]["quality"]["accuracy"]["value"] >= 0
+    assert (tmp_path / "parts" / "report.html").exists()
+    assert (tmp_path / "parts" / name / "README.md").exists()
+    assert not (tmp_path / "parts" / "stages").exists()
+    opens = "import limbeck.students" if system == "ib-bert" else "import sys; sys.modules['limbeck'] = None"
+    kind = "MaskedLM" if system in TEXT_ALONE else "SequenceClassification"
+    script = (
+        f"{opens}\nfrom transformers import AutoModelFor{kind} as M, AutoTokenizer as T\n"
+        f"place = '{tmp_path}/parts/{name}'\n"
+        "m, info = M.from_pretrained(place, output_loading_info=True)\n"
+        "assert not info['missing_keys'] and not info['unexpected_keys'], info\n"
+        "m(**T.from_pretrained(place)('a good soup', return_tensors='pt'))\n"
+    )
+    if system in ("tinybert", "mobilebert", "ib-bert"):
+        opened = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert opened.returncode == 0, opened.stderr
+    else:  # the same in this process, which spares a start
+        auto = AutoModelForMaskedLM if system in TEXT_ALONE else AutoModelForSequenceClassification
+        _, info = auto.from_pretrained(tmp_path / "parts" / name, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+
+
+def test_the_recipes_are_the_papers() -> None:
+    """The objectives and schedules that the papers state, as far as a recipe holds them."""
+    base = {"data": "d", "teacher": "t", "output": "o"}
+    stages = {}
+    for name, content in packaged().items():
+        if name not in (*NO_TEACHER, "distilbert-pretrain"):
+            on_text = any("task" in stage for stage in content["stages"])
+            stages[name] = {s.name: s for s in load(name, base | ({"data.corpus": "c"} if on_text else {})).stages}
+    pretrain = load("distilbert-pretrain", base).stages[0].objectives
+    assert (pretrain.soft_targets.weight, pretrain.masked_lm.weight, pretrain.hidden.weight) == (5, 2, 1)
+    assert (pretrain.hidden.form, pretrain.hidden.layers, pretrain.soft_targets.temperature) == ("cosine", {-1: -1}, 2)
+    for name, layers in (("pkd-skip", "skip"), ("pkd-last", "last")):
+        hidden = stages[name]["distill"].objectives.hidden
+        assert (hidden.form, hidden.layers) == ("cls", layers)
+    tiny = stages["tinybert"]
+    assert list(tiny) == ["general", "intermediate", "prediction"]
+    for name in ("general", "intermediate"):
+        assert tiny[name].objectives.names == ["embedding", "hidden", "attention"]
+        assert tiny[name].objectives.attention.form == "mse"
+    assert tiny["prediction"].objectives.names == ["soft_targets"]
+    assert tiny["prediction"].objectives.soft_targets.temperature == 1
+    mini = stages["minilm"]["general"].objectives
+    assert (mini.attention.form, mini.attention.layers, mini.relations.of) == ("kl", {-1: -1}, ["values"])
+    assert stages["minilmv2"]["general"].objectives.relations.of == ["queries", "keys", "values"]
+    assert stages["minilmv2"]["general"].objectives.relations.heads == 48
+    mobile = stages["mobilebert"]
+    assert mobile["transfer"].progressive
+    assert (mobile["words"].objectives.masked_lm.weight, mobile["words"].objectives.soft_targets.weight) == (0.5, 0.5)
+    assert stages["layerdrop"]["pretrain"].training["layer_drop"] == 0.5
+    assert "layer_drop" not in stages["layerdrop"]["fine-tune"].training
+    assert list(stages["well-read"]) == ["pretrain", "distill", "fine-tune"]
+
+
+def test_a_stage_is_left_out_with_null(command: Any, words_for: Any, tmp_path: Path) -> None:
+    words = [word for word in words_for("tinybert", tmp_path / "a") if "general" not in word and "corpus" not in word]
+    code, printed = command(*words, "stages.general=null", "stages.prediction.objectives.hard_labels=1")
+    assert code == 0, printed
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert list(metrics["training"]["student"]["history"]) == ["intermediate", "prediction"]
+
+
+def test_every_system_says_what_it_is(command: Any) -> None:
+    for name, content in packaged().items():
+        assert {"title", "paper", "needs", "student"} <= set(content["about"]), name
+    code, printed = command("methods")
+    assert code == 0
+    assert "tinybert" in printed

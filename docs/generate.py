@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md from the recipe's schema and the README's figures from benchmarks/results: `make docs`.
+"""Writes docs/recipe.md from the schema, the figures of README and docs/systems from benchmarks/results: `make docs`.
 
 A test compares what is there with what this writes.
 """
@@ -6,6 +6,7 @@ A test compares what is there with what this writes.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ def section(name: str, schema: dict[str, Any], short: str | None) -> list[str]:
     for key, entry in schema["properties"].items():
         default = entry.get("default")
         shown = "needed" if key in schema.get("required", []) else "" if default is None else f"`{default}`"
-        if isinstance(default, dict):
-            shown = ""
-        lines.append(f"| `{key}` | {entry.get('description', '')} | {kind(entry)} | {shown} |")
+        if isinstance(default, dict):  # a section's own defaults stand in its own table
+            shown = "" if "$ref" in entry or not default else f"`{default}`".replace("'", "")
+        described = " ".join(entry.get("description", "").split())  # a row is a line
+        lines.append(f"| `{key}` | {described} | {kind(entry)} | {shown} |")
     return [*lines, ""]
 
 
@@ -161,6 +163,76 @@ def speed() -> str:
     )
 
 
+SYSTEMS = {
+    "hinton": ("soft targets", "soft targets, augmented"),
+    "distilbert": ("distilbert",),
+    "pkd": ("pkd-skip", "pkd-last"),
+    "tinybert": (
+        "tinybert",
+        "tinybert without augmentation",
+        "tinybert without the intermediate stage",
+        "tinybert without the general stage",
+    ),
+    "minilm": ("minilm", "minilmv2"),
+    "well-read": ("well-read",),
+}
+"""The rows of benchmarks/systems.py that a page of docs/systems shows beside the controls."""
+CONTROLS = ("no teacher", "soft targets")
+TEACHERS = {"minilm": "all-MiniLM-L6-v2", "mpnet": "all-mpnet-base-v2"}
+STUDENTS = {"half": "half of the teacher's layers", "small": "a small student, from random weights"}
+
+
+def evidence(name: str) -> str:
+    """A system's measured table, beside the same student without a teacher and with plain soft targets."""
+    path = ROOT / "benchmarks/results/systems.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {"table": []}
+    lines: list[str] = []
+    mine = SYSTEMS.get(name, ())
+    groups = dict.fromkeys((e["group"], e["model"], e["task"]) for e in found["table"] if e["system"] in mine)
+    for group in groups:
+        rows = [e for e in found["table"] if (e["group"], e["model"], e["task"]) == group]
+        rows = [e for e in rows if e["system"] in (*CONTROLS, *mine)]
+        teacher = rows[0]["teacher"]["mean"]
+        lines += [
+            f"**{group[2].upper()}, {TEACHERS[group[1]]} (accuracy {100 * teacher:.1f} %), {STUDENTS[group[0]]}**",
+            "",
+            "| | accuracy | kept | agrees with teacher | over no teacher | over soft targets | parameters | steps |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for entry in rows:
+            cells = [_spread(entry[key]) for key in ("accuracy", "retention", "agreement")]
+            cells += [_points(entry.get(f"over {control}")) for control in CONTROLS]
+            cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}"]
+            lines.append(f"| {entry['system']} | {' | '.join(cells)} |")
+        seeds = max(len(entry["seeds"]) for entry in rows)
+        lines += ["", f"Test split; means over {seeds} seeds with 95 % t intervals, differences paired by seed.", ""]
+    if not lines:
+        return "Not measured yet."
+    return "\n".join([*lines, f"On {_machine(found)}, by `python benchmarks/systems.py`."])
+
+
+def _spread(figure: dict[str, Any]) -> str:
+    half = "" if figure["half"] is None else f" ± {100 * figure['half']:.1f}"
+    return f"{100 * figure['mean']:.1f}{half} %"
+
+
+def _points(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    half = "" if figure["half"] is None else f" ± {100 * figure['half']:.1f}"
+    return f"{100 * figure['mean']:+.1f}{half}"
+
+
+def page(text: str) -> str:
+    """A page of docs/systems with its measured table filled in."""
+    for name in re.findall(r"<!-- evidence: ([\w-]+) -->", text):
+        start, end = f"<!-- evidence: {name} -->", "<!-- end of evidence -->"
+        before, _, rest = text.partition(start)
+        after = rest.partition(end)[2] if end in rest else rest
+        text = f"{before}{start}\n{evidence(name)}\n{end}{after}"
+    return text
+
+
 def _percent(figure: dict[str, float]) -> str:
     half = 100 * (figure["high"] - figure["mean"])
     return f"{100 * figure['mean']:.1f} ± {half:.1f} %"
@@ -183,3 +255,5 @@ def readme(text: str) -> str:
 if __name__ == "__main__":
     (ROOT / "docs/recipe.md").write_text(render(), "utf-8")
     (ROOT / "README.md").write_text(readme((ROOT / "README.md").read_text("utf-8")), "utf-8")
+    for each in (ROOT / "docs/systems").glob("*.md"):
+        each.write_text(page(each.read_text("utf-8")), "utf-8")

@@ -1,0 +1,263 @@
+"""Every encoder system on real tasks with real teachers, at equal student and equal steps, over several seeds.
+
+    python benchmarks/systems.py --data DATA --models MODELS [--groups half small] [--tasks sst2 mrpc] [--seeds 0 1 2]
+
+DATA holds `sst2/{train_sentences,dev,test}.tsv`, `mrpc/{train,dev,test}.tsv` and a plain-text corpus; MODELS holds
+pretrained encoders as folders (`minilm`: all-MiniLM-L6-v2, `mpnet`: all-mpnet-base-v2). Teachers are fine-tuned first.
+Runs that are finished are reused; the table is written anew after each one to benchmarks/results/systems.json, from
+which `make docs` fills docs/systems. Figures are of the published test split; nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from limbeck import hardware
+
+RESULTS = Path("benchmarks/results/systems.json")
+COMMON = ["export=[]", "evaluation.resamples=200", "evaluation.speed=false", "training.batch_size=32"]
+TASKS = {
+    "sst2": ("sst2/train_sentences.tsv", "sst2/dev.tsv", "sst2/test.tsv", 64),
+    "mrpc": ("mrpc/train.tsv", "mrpc/dev.tsv", "mrpc/test.tsv", 128),
+}
+TEACHERS = {
+    ("minilm", "sst2"): {"learning_rate": 1e-4, "epochs": 3},
+    ("minilm", "mrpc"): {"learning_rate": 1e-4, "epochs": 4},
+    ("mpnet", "sst2"): {"learning_rate": 3e-5, "epochs": 2},
+    ("mpnet", "mrpc"): {"learning_rate": 3e-5, "epochs": 3},
+}
+RATE = {"minilm": 1e-4, "mpnet": 5e-5}
+SMALL = {  # at most a seventh of the teacher's parameters outside the embeddings
+    "minilm": "{num_hidden_layers: 3, hidden_size: 192, intermediate_size: 768}",
+    "mpnet": "{num_hidden_layers: 4, hidden_size: 312, intermediate_size: 1200}",
+}
+LABELS_ALONE = "stages.distill.objectives={hard_labels: 1}"
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table: a recipe with what differs from it, and the general student that it starts from."""
+
+    recipe: str
+    settings: list[str] = field(default_factory=list)
+    start: str | None = None
+
+
+# Half of the teacher's layers, all from the same start and over the same steps.
+HALF = {
+    "no teacher": System("hinton", [LABELS_ALONE]),
+    "soft targets": System("hinton"),
+    "distilbert": System("distilbert"),
+    "pkd-skip": System("pkd-skip"),
+    "pkd-last": System("pkd-last"),
+}
+
+# Small students from random weights. What a language teaches is learnt once, over the plain text, and serves all seeds
+# and tasks; the rest takes the same number of steps in every row: those of two passes over the augmented set.
+GENERAL = {
+    "tinybert": System("tinybert", ["stages.intermediate=null", "stages.prediction=null"]),
+    "minilm": System("minilm", ["stages.fine-tune=null"]),
+    "minilmv2": System("minilmv2", ["stages.fine-tune=null"]),
+    "well-read": System("well-read", ["stages.distill=null", "stages.fine-tune=null"]),
+}
+AUGMENTED = ["data.augmentation=LANGUAGE", "data.augmentation.copies=COPIES"]
+
+
+def passes(stages: dict[str, float], rate: float) -> list[str]:
+    """Epochs of stages, and their learning rate."""
+    words = [f"stages.{name}.training.epochs={epochs:g}" for name, epochs in stages.items()]
+    return [*words, *(f"stages.{name}.training.learning_rate={rate}" for name in stages)]
+
+
+def small_systems(copies: int, rate: float) -> dict[str, System]:
+    """The rows for small students; without the altered copies an epoch is `copies + 1` times shorter."""
+    more = copies + 1
+    no_general = "stages.general=null"
+    return {
+        "no teacher": System("hinton", [LABELS_ALONE, *passes({"distill": 2 * more}, rate)]),
+        "soft targets": System("hinton", passes({"distill": 2 * more}, rate)),
+        "soft targets, augmented": System("hinton", [*AUGMENTED, *passes({"distill": 2}, rate)]),
+        "tinybert": System(
+            "tinybert", [no_general, *AUGMENTED, *passes({"intermediate": 1, "prediction": 1}, rate)], "tinybert"
+        ),
+        "tinybert without augmentation": System(
+            "tinybert", [no_general, *passes({"intermediate": more, "prediction": more}, rate)], "tinybert"
+        ),
+        "tinybert without the intermediate stage": System(
+            "tinybert",
+            [no_general, "stages.intermediate=null", *AUGMENTED, *passes({"prediction": 2}, rate)],
+            "tinybert",
+        ),
+        "tinybert without the general stage": System(
+            "tinybert", [no_general, *AUGMENTED, *passes({"intermediate": 1, "prediction": 1}, rate)]
+        ),
+        "minilm": System("minilm", [no_general, *passes({"fine-tune": 2 * more}, rate)], "minilm"),
+        "minilmv2": System("minilmv2", [no_general, *passes({"fine-tune": 2 * more}, rate)], "minilmv2"),
+        "well-read": System(
+            "well-read", ["stages.pretrain=null", *passes({"distill": more, "fine-tune": more}, rate)], "well-read"
+        ),
+    }
+
+
+def limbeck(*words: str) -> None:
+    """One command, as a user gives it."""
+    print("limbeck", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "limbeck", *words], check=True)
+
+
+def data_words(task: str, data: Path) -> list[str]:
+    train, dev, test, length = TASKS[task]
+    places = [f"data.train={data / train}", f"data.validation={data / dev}", f"data.test={data / test}"]
+    return [*places, f"task.max_length={length}"]
+
+
+def teacher_of(model: str, task: str, options: argparse.Namespace) -> Path:
+    """The fine-tuned teacher; trained here when it is not there yet."""
+    folder: Path = options.output / "teachers" / f"{model}-{task}"
+    if not (folder / "metrics.json").exists():
+        settings = [f"training.{key}={value}" for key, value in TEACHERS[model, task].items()]
+        words = [*data_words(task, options.data), *COMMON, *settings, f"output={folder}"]
+        limbeck("train", f"student={options.models / model}", *words)
+    return folder
+
+
+def language_model(model: str, options: argparse.Namespace) -> Path:
+    """The backbone with a head that fills in words, for augmentation."""
+    folder: Path = options.output / f"{model}-language"
+    if not (folder / "metrics.json").exists():
+        words = [f"data={options.corpus}", "training.epochs=0.5", "training.learning_rate=2e-4", *COMMON]
+        limbeck("train", "pretrain", f"student={options.models / model}", *words[:-1], f"output={folder}")
+    return folder
+
+
+def parameters(folder: Path) -> dict[str, int]:
+    """All of a student's parameters, and those outside its embeddings."""
+    from limbeck.checkpoints import open_classifier
+
+    model = open_classifier(str(folder)).model
+    embeddings = sum(p.numel() for n, p in model.base_model.named_parameters() if n.startswith("embeddings"))
+    total = sum(p.numel() for p in model.parameters())
+    return {"parameters": total, "outside the embeddings": total - embeddings}
+
+
+def general_student(name: str, model: str, task: str, options: argparse.Namespace) -> Path:
+    """A small student after a system's stage on plain text alone; its classifier is still random."""
+    folder: Path = options.output / f"general-{model}" / name
+    if not (folder / "metrics.json").exists():
+        system = GENERAL[name]
+        stage = "pretrain" if name == "well-read" else "general"
+        words = [f"teacher={teacher_of(model, task, options)}", *data_words(task, options.data), *COMMON]
+        words += [f"data.corpus={options.corpus}", f"student.shape={SMALL[model]}", "baseline=false"]
+        words += passes({stage: options.general_epochs}, 5e-4)
+        if name != "well-read":
+            words += [f"teacher.general={options.models / model}"]
+        limbeck("distill", system.recipe, *words, *system.settings, f"output={folder}")
+    return folder
+
+
+def run(group: str, name: str, model: str, task: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One system on one task with one seed: its figures."""
+    system = (HALF if group == "half" else small_systems(options.copies, options.small_rate))[name]
+    folder: Path = options.output / f"{group}-{model}-{task}" / name.replace(" ", "-").replace(",", "") / str(seed)
+    if not (folder / "metrics.json").exists():
+        words = [f"teacher={teacher_of(model, task, options)}", *data_words(task, options.data), *COMMON]
+        words += [f"seed={seed}", "baseline=false", f"knowledge={options.output / 'knowledge'}", f"output={folder}"]
+        settings = system.settings
+        if group == "half":
+            words += ["student={layers: half, pattern: spaced}", "training.epochs=3"]
+            words += [f"training.learning_rate={RATE[model]}"]
+        elif system.start is not None:
+            words += [f"student={general_student(system.start, model, task, options) / 'student'}"]
+        else:
+            words += [f"student.shape={SMALL[model]}"]
+        if any("LANGUAGE" in word for word in settings):
+            language = str(language_model(model, options))
+            settings = [w.replace("LANGUAGE", language).replace("COPIES", str(options.copies)) for w in settings]
+        limbeck("distill", system.recipe, *words, *settings)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    main = metrics["task"]["metric"]
+    return {
+        main: metrics["student"]["quality"][main]["value"],
+        "teacher": metrics["teacher"]["quality"][main]["value"],
+        "retention": metrics["student"]["retention"],
+        "agreement": metrics["student"]["fidelity"]["agreement"],
+        "seconds": sum(metrics["training"]["student"]["seconds"].values()),
+        "steps": sum(max(e["step"] for e in h) for h in metrics["training"]["student"]["history"].values()),
+        **parameters(folder / "student"),
+    }
+
+
+def interval(values: list[float]) -> dict[str, Any]:
+    """Mean and 95 % t interval over seeds."""
+    mean = float(np.mean(values))
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    half = float(t.ppf(0.975, len(values) - 1) * spread) if len(values) > 1 else None
+    return {"mean": mean, "half": half, "values": values}
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By group, teacher, task and system: figures over seeds, and paired differences from the two controls."""
+    found = []
+
+    def of(key: tuple[str, ...]) -> dict[int, dict[str, Any]]:
+        return {r["seed"]: r for r in rows if (r["group"], r["model"], r["task"], r["system"]) == key}
+
+    keys = dict.fromkeys((r["group"], r["model"], r["task"], r["system"]) for r in rows)
+    for key in keys:
+        mine = of(key)
+        entry: dict[str, Any] = dict(zip(("group", "model", "task", "system"), key, strict=True))
+        entry["seeds"] = sorted(mine)
+        for name in ("accuracy", "teacher", "retention", "agreement", "seconds"):
+            entry[name] = interval([mine[seed][name] for seed in entry["seeds"]])
+        entry |= {name: next(iter(mine.values()))[name] for name in ("steps", "parameters", "outside the embeddings")}
+        for control in ("no teacher", "soft targets"):
+            other = of((*key[:3], control))
+            both = sorted(set(mine) & set(other))
+            if both and key[3] != control:
+                entry[f"over {control}"] = interval([mine[s]["accuracy"] - other[s]["accuracy"] for s in both])
+        found.append(entry)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, help="plain text; DATA/wiki_squad_paragraphs when not given")
+    parser.add_argument("--output", type=Path, default=Path("runs/systems"))
+    parser.add_argument("--groups", nargs="+", choices=["half", "small"], default=["half", "small"])
+    parser.add_argument("--teachers", nargs="+", choices=["minilm", "mpnet"], default=["minilm", "mpnet"])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--systems", nargs="+", help="these rows only")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--copies", type=int, default=3, help="altered copies of each training text")
+    parser.add_argument("--general-epochs", type=float, default=1, help="passes over the plain text")
+    parser.add_argument("--small-rate", type=float, default=3e-4, help="the small students' learning rate on the task")
+    options = parser.parse_args()
+    options.corpus = options.corpus or options.data / "wiki_squad_paragraphs" / "train.txt.gz"
+    rows: list[dict[str, Any]] = []
+    for group in options.groups:
+        for model in options.teachers:
+            for task in options.tasks:
+                for seed in options.seeds:
+                    for name in HALF if group == "half" else small_systems(options.copies, options.small_rate):
+                        if options.systems and name not in options.systems:
+                            continue
+                        place = {"group": group, "model": model, "task": task, "system": name, "seed": seed}
+                        rows.append(place | run(group, name, model, task, seed, options))
+                        RESULTS.parent.mkdir(exist_ok=True)
+                        result = {"machine": hardware.describe(), "copies": options.copies, "rows": rows}
+                        RESULTS.write_text(json.dumps(result | {"table": table(rows)}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

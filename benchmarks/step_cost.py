@@ -35,6 +35,7 @@ from limbeck.training.lessons import prepare_lesson
 from limbeck.training.phases import phases_of
 from limbeck.training.stages import extra_weights, only_layer, trainer_for
 
+CAPTURE_ROUNDS = 30
 SMALL_SHAPE = {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distilbert": ("distilbert", "distill", {}),
@@ -144,7 +145,7 @@ def capture_cost(options: argparse.Namespace) -> dict[str, Any]:
     def attentions(batch: Any) -> None:
         eager(**batch, output_attentions=True)
 
-    times = 1e3 * median_times(options.rounds, [bare, hooks, attentions], [inputs])
+    times = 1e3 * median_times(CAPTURE_ROUNDS, [bare, hooks, attentions], [inputs])
     return {
         "bare": float(np.median(times[0])),
         "hooks over bare": float(np.median(times[1] - times[0])),

@@ -196,19 +196,39 @@ def evidence(name: str) -> str:
         lines += [
             f"**{group[2].upper()}, {TEACHERS[group[1]]} (accuracy {100 * teacher:.1f} %), {STUDENTS[group[0]]}**",
             "",
-            "| | accuracy | kept | agrees with teacher | over no teacher | over soft targets | parameters | steps |",
-            "|---|---|---|---|---|---|---|---|",
+            "| | accuracy | kept | agrees with teacher | over no teacher | over soft targets | parameters | steps | seeds |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for entry in rows:
             cells = [_spread(entry[key]) for key in ("accuracy", "retention", "agreement")]
             cells += [_points(entry.get(f"over {control}")) for control in CONTROLS]
-            cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}"]
+            cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}", str(len(entry["seeds"]))]
             lines.append(f"| {entry['system']} | {' | '.join(cells)} |")
-        seeds = max(len(entry["seeds"]) for entry in rows)
-        lines += ["", f"Test split; means over {seeds} seeds with 95 % t intervals, differences paired by seed.", ""]
+        lines += ["", "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed.", ""]
     if not lines:
         return "Not measured yet."
     return "\n".join([*lines, f"On {_machine(found)}, by `python benchmarks/systems.py`."])
+
+
+def costs() -> str:
+    """What a step of each system costs, and what capturing costs."""
+    found = json.loads((ROOT / "benchmarks/results/step_cost.json").read_text("utf-8"))
+    lines = [
+        "| step | over teacher's forward pass and student's plain step | 5 % to 95 % of steps |",
+        "|---|---|---|",
+        *(f"| {n} | {c['ratio']:.2f}x | {c['low']:.2f}x to {c['high']:.2f}x |" for n, c in found["steps"].items()),
+    ]
+    capture = found["capture"]
+    hooks, attentions = capture["hooks over bare"], capture["output_attentions over bare"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Reading the last layer's queries, keys and values adds {hooks:.1f} ms to a forward pass of "
+            f"{capture['bare']:.0f} ms, `output_attentions=True` {attentions:.0f} ms (32 texts of 128 tokens, "
+            f"all-MiniLM-L6-v2). Medians of interleaved runs on {_machine(found)}, by `python benchmarks/step_cost.py`.",
+        ]
+    )
 
 
 def _spread(figure: dict[str, Any]) -> str:
@@ -224,7 +244,10 @@ def _points(figure: dict[str, Any] | None) -> str:
 
 
 def page(text: str) -> str:
-    """A page of docs/systems with its measured table filled in."""
+    """A page of docs/systems with its measured tables filled in."""
+    if "<!-- costs -->" in text:
+        before, _, rest = text.partition("<!-- costs -->")
+        text = f"{before}<!-- costs -->\n{costs()}\n<!-- end of costs -->{rest.partition('<!-- end of costs -->')[2]}"
     for name in re.findall(r"<!-- evidence: ([\w-]+) -->", text):
         start, end = f"<!-- evidence: {name} -->", "<!-- end of evidence -->"
         before, _, rest = text.partition(start)

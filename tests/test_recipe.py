@@ -600,6 +600,10 @@ def test_every_setting_is_described():
             {"training.layer_drop": 0.1, "training.dropout": False},
             "stage 'distill' has layer_drop with dropout off, which turns both off; set one of them",
         ),
+        (
+            {"data.augmentation": "A", "stages.distill.objectives": {"hard_labels": 1}},
+            "data.augmentation is given, but no stage learns from a teacher's answers; drop it with",
+        ),
         ({"assistant": "A"}, "assistant is given, but no stage learns from a teacher on plain text"),
     ],
 )

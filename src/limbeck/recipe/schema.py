@@ -478,15 +478,22 @@ class Recipe(Section):
         """Refuse entries that no stage has a use for: a reader would believe that they did something."""
         on_text = [stage for stage in self.stages if stage.on_text]
         taught = [stage for stage in on_text if stage.objectives.needs_teacher]
+        labels_alone = not any(stage.objectives.needs_teacher for stage in self.stages if not stage.on_text)
         idle = {
-            "data.corpus": self.data.corpus is not None and not on_text,
-            "teacher.general": self.teacher is not None and self.teacher.general is not None and not taught,
-            "assistant": self.assistant is not None and not taught,
+            "data.corpus": (self.data.corpus is not None and not on_text, "is about plain text"),
+            "data.augmentation": (
+                self.data.augmentation is not None and labels_alone,
+                "learns from a teacher's answers",
+            ),
+            "teacher.general": (
+                self.teacher is not None and self.teacher.general is not None and not taught,
+                "learns from a teacher on plain text",
+            ),
+            "assistant": (self.assistant is not None and not taught, "learns from a teacher on plain text"),
         }
-        for name, is_idle in idle.items():
+        for name, (is_idle, use) in idle.items():
             if is_idle:
-                what = "is about plain text" if name == "data.corpus" else "learns from a teacher on plain text"
-                raise ValueError(f"{name} is given, but no stage {what}; drop it with {name}=null")
+                raise ValueError(f"{name} is given, but no stage {use}; drop it with {name}=null")
         if self.task.kind == "masked-lm" and self.teacher is not None and self.teacher.general is not None:
             raise ValueError("of task masked-lm the teacher itself is the language model; drop teacher.general")
 

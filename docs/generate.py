@@ -196,7 +196,8 @@ def evidence(name: str) -> str:
         lines += [
             f"**{group[2].upper()}, {TEACHERS[group[1]]} (accuracy {100 * teacher:.1f} %), {STUDENTS[group[0]]}**",
             "",
-            "| | accuracy | kept | agrees with teacher | over no teacher | over soft targets | parameters | steps | seeds |",
+            "| | accuracy | kept | agrees with teacher | over no teacher | over soft targets "
+            "| parameters | steps | seeds |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for entry in rows:
@@ -226,7 +227,8 @@ def costs() -> str:
             "",
             f"Reading the last layer's queries, keys and values adds {hooks:.1f} ms to a forward pass of "
             f"{capture['bare']:.0f} ms, `output_attentions=True` {attentions:.0f} ms (32 texts of 128 tokens, "
-            f"all-MiniLM-L6-v2). Medians of interleaved runs on {_machine(found)}, by `python benchmarks/step_cost.py`.",
+            f"all-MiniLM-L6-v2). Medians of one interleaved run on {_machine(found)}, "
+            "by `python benchmarks/step_cost.py`.",
         ]
     )
 

@@ -18,7 +18,7 @@ from limbeck.data import Splits
 from limbeck.knowledge import label_texts, labelling, store
 from limbeck.objectives import build_terms
 from limbeck.recipe import load
-from limbeck.recipe.schema import Objectives
+from limbeck.recipe.terms import Objectives
 from limbeck.signals import Signals
 from limbeck.tasks import Task, collate, encode
 from limbeck.teachers import HuggingFaceModel

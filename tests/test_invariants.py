@@ -39,7 +39,8 @@ from limbeck.evaluation import evaluate_models
 from limbeck.knowledge import label_texts
 from limbeck.objectives import Shapes, Term, build_terms
 from limbeck.recipe import Recipe, load
-from limbeck.recipe.schema import Evaluation, Objectives, Student
+from limbeck.recipe.schema import Evaluation, Student
+from limbeck.recipe.terms import Objectives
 from limbeck.signals import Signals, Wanted
 from limbeck.students import build_student, keep_layers
 from limbeck.students.ib_bert import IBBertConfig

@@ -25,7 +25,7 @@ from limbeck.objectives import (
     build_terms,
 )
 from limbeck.objectives.layer_maps import resolve
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 
@@ -167,7 +167,7 @@ class Case:
 
 
 def of_hidden(form: str, formula: Callable[..., float], width: int) -> Case:
-    term = Hidden(schema.Hidden(form=form), TASK, shapes(teacher=width))
+    term = Hidden(terms.Hidden(form=form), TASK, shapes(teacher=width))
     student = states(("hidden", 1), ("hidden", 2), width=NARROW, seed=1)
     if form != "cls":
         return Case(term, student, states(("hidden", 2), ("hidden", 4), width=width, seed=2), formula)
@@ -176,13 +176,13 @@ def of_hidden(form: str, formula: Callable[..., float], width: int) -> Case:
 
 
 def of_embedding(width: int) -> Case:
-    term = Embedding(schema.Embedding(), TASK, shapes(teacher=width))
+    term = Embedding(terms.Embedding(), TASK, shapes(teacher=width))
     student = states(("hidden", 0), width=NARROW, seed=1)
     return Case(term, student, states(("hidden", 0), width=width, seed=2), embedding_formula)
 
 
 def of_attention(form: str, formula: Callable[..., float], windows: tuple[int, int] = (WIDTH, WIDTH)) -> Case:
-    term = Attention(schema.Attention(form=form), TASK, shapes())
+    term = Attention(terms.Attention(form=form), TASK, shapes())
     student, teacher = scores(1, 2, seed=1, window=windows[0]), scores(2, 4, seed=2, window=windows[1])
     return Case(
         term, student, teacher, formula, (lambda length: length**2) if form == "mse" else (lambda length: length)
@@ -190,14 +190,14 @@ def of_attention(form: str, formula: Callable[..., float], windows: tuple[int, i
 
 
 def of_relations(kinds: tuple[str, ...], heads: int | None) -> Case:
-    term = Relations(schema.Relations(of=list(kinds), heads=heads), TASK, shapes())
+    term = Relations(terms.Relations(of=list(kinds), heads=heads), TASK, shapes())
     student = states(*((kind, 2) for kind in kinds), width=NARROW, seed=1)
     teacher = states(*((kind, 4) for kind in kinds), width=WIDE, seed=2)
     return Case(term, student, teacher, relations_formula(kinds, heads or HEADS))
 
 
 def of_feature_map() -> Case:
-    term = FeatureMap(schema.FeatureMap(), TASK, shapes(teacher=NARROW))
+    term = FeatureMap(terms.FeatureMap(), TASK, shapes(teacher=NARROW))
     student = states(("hidden", 1), ("hidden", 2), width=NARROW, seed=1)
     return Case(term, student, states(("hidden", 2), ("hidden", 4), width=NARROW, seed=2), feature_map_formula)
 
@@ -409,11 +409,11 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
     insides = states(*names, width=NARROW, seed=1) | scores(1, 2, seed=2, window=2)
     features = {("features", layer): insides["hidden", layer][:, 0] for layer in (1, 2)}
     sections = {
-        Embedding: [schema.Embedding()],
-        Hidden: [schema.Hidden(form=form) for form in ("mse", "cosine", "cls")],
-        Attention: [schema.Attention(form=form) for form in ("mse", "kl")],
-        Relations: [schema.Relations(of=["queries", "keys", "values"], heads=2)],
-        FeatureMap: [schema.FeatureMap()],
+        Embedding: [terms.Embedding()],
+        Hidden: [terms.Hidden(form=form) for form in ("mse", "cosine", "cls")],
+        Attention: [terms.Attention(form=form) for form in ("mse", "kl")],
+        Relations: [terms.Relations(of=["queries", "keys", "values"], heads=2)],
+        FeatureMap: [terms.FeatureMap()],
     }
     for term, each in sections.items():
         for section in each:
@@ -490,7 +490,7 @@ def test_relations_of_several_kinds_are_their_mean():
     value, _ = run(case.term, case.student, case.teacher)
     alone = []
     for kind in ("queries", "keys", "values"):
-        term = Relations(schema.Relations(of=[kind], heads=2), TASK, shapes())
+        term = Relations(terms.Relations(of=[kind], heads=2), TASK, shapes())
         alone.append(run(term, {(kind, 2): case.student[kind, 2]}, {(kind, 4): case.teacher[kind, 4]})[0])
     assert value == pytest.approx(np.mean(alone), rel=1e-5)
 
@@ -522,7 +522,7 @@ def test_a_row_with_no_key_in_common_contributes_nothing():
 @pytest.mark.parametrize("part", ["normalised", "mean", "variance"])
 def test_a_feature_maps_parts_see_only_their_own_difference(part):
     weights = dict.fromkeys(("normalised", "mean", "variance"), 0.0) | {part: 2.0}
-    term = FeatureMap(schema.FeatureMap(**weights, layers={-1: -1}), TASK, shapes(teacher=NARROW))
+    term = FeatureMap(terms.FeatureMap(**weights, layers={-1: -1}), TASK, shapes(teacher=NARROW))
     teacher = states(("hidden", 4), width=NARROW, seed=2)
     t = teacher["hidden", 4]
     mean = t.mean(-1, keepdims=True)
@@ -538,12 +538,12 @@ def test_a_feature_maps_parts_see_only_their_own_difference(part):
 @pytest.mark.parametrize(
     ("name", "section", "combine"),
     [
-        ("mse", schema.Hidden(), np.sum),
-        ("cosine", schema.Hidden(form="cosine"), np.mean),
-        ("cls", schema.Hidden(form="cls"), np.mean),
-        ("scores", schema.Attention(), np.sum),
-        ("attention", schema.Attention(form="kl"), np.mean),
-        ("feature map", schema.FeatureMap(), np.mean),
+        ("mse", terms.Hidden(), np.sum),
+        ("cosine", terms.Hidden(form="cosine"), np.mean),
+        ("cls", terms.Hidden(form="cls"), np.mean),
+        ("scores", terms.Attention(), np.sum),
+        ("attention", terms.Attention(form="kl"), np.mean),
+        ("feature map", terms.FeatureMap(), np.mean),
     ],
 )
 def test_layers_are_summed_in_tinyberts_terms_and_averaged_in_the_others(name, section, combine):
@@ -645,11 +645,11 @@ def test_maps_that_cannot_be_are_refused(layers, student, teacher, says):
 )
 def test_what_the_first_layer_reads_has_no_attention_and_no_stored_features(given):
     with pytest.raises(InputError, match="there is no layer 0 here"):
-        build_terms(schema.Objectives(**given), TASK, shapes())
+        build_terms(terms.Objectives(**given), TASK, shapes())
 
 
 def test_hidden_may_include_what_the_first_layer_reads():
-    (term,) = build_terms(schema.Objectives(hidden={"layers": {0: 0, -1: -1}}), TASK, shapes())
+    (term,) = build_terms(terms.Objectives(hidden={"layers": {0: 0, -1: -1}}), TASK, shapes())
     assert (term.student.hidden, term.teacher.hidden) == ({0, 2}, {0, 4})
 
 
@@ -666,7 +666,7 @@ def test_terms_say_which_signals_they_read():
         "masked_lm": 1,
         "hard_labels": 0.5,
     }
-    built = {term.name: term for term in build_terms(schema.Objectives(**given), TASK, shapes())}
+    built = {term.name: term for term in build_terms(terms.Objectives(**given), TASK, shapes())}
     assert list(built) == [name for name in TERMS if name in given]
     last, its_last = frozenset({2}), frozenset({4})
     read = {name: (term.student, term.teacher) for name, term in built.items()}
@@ -684,7 +684,7 @@ def test_terms_say_which_signals_they_read():
 
 
 def test_a_phase_looks_at_one_layer():
-    everything = schema.Objectives(hidden={"layers": "uniform"}, attention={"layers": {-1: 3, 1: 1}}, embedding=1)
+    everything = terms.Objectives(hidden={"layers": "uniform"}, attention={"layers": {-1: 3, 1: 1}}, embedding=1)
     built = {term.name: term for term in build_terms(everything, TASK, shapes(), only=2)}
     assert (built["hidden"].student.hidden, built["hidden"].teacher.hidden) == ({2}, {4})
     assert (built["attention"].student.scores, built["attention"].teacher.scores) == ({2}, {3})
@@ -693,12 +693,12 @@ def test_a_phase_looks_at_one_layer():
     with pytest.raises(
         InputError, match="hidden has a teacher layer for the student's layers 1 but none for layer 2 of 2"
     ):
-        build_terms(schema.Objectives(hidden={"layers": "skip"}), TASK, shapes(), only=2)
+        build_terms(terms.Objectives(hidden={"layers": "skip"}), TASK, shapes(), only=2)
 
 
 @pytest.mark.parametrize("name", ["embedding", "hidden", "attention", "relations", "feature_map"])
 def test_terms_on_layers_need_shapes_and_a_teacher(name):
-    objectives = schema.Objectives(**{name: 1})
+    objectives = terms.Objectives(**{name: 1})
     with pytest.raises(ValueError, match=f"{name} needs the shapes"):
         build_terms(objectives, TASK)
     (term,) = build_terms(objectives, TASK, shapes(NARROW, NARROW))
@@ -711,14 +711,14 @@ def test_attention_refuses_other_numbers_of_heads():
     with pytest.raises(
         InputError, match=r"student has 4 heads and the teacher 3; give student.shape num_attention_heads=3"
     ):
-        build_terms(schema.Objectives(attention=1), TASK, shapes(heads=4))
+        build_terms(terms.Objectives(attention=1), TASK, shapes(heads=4))
 
 
 def test_feature_maps_refuse_other_widths():
     with pytest.raises(
         InputError, match=r"student's are 6 wide and the teacher's 12; give student.shape hidden_size=12"
     ):
-        build_terms(schema.Objectives(feature_map=1), TASK, shapes())
+        build_terms(terms.Objectives(feature_map=1), TASK, shapes())
 
 
 @pytest.mark.parametrize("heads", [4, 5])

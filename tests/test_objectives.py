@@ -11,7 +11,7 @@ import torch
 
 from limbeck.errors import InputError
 from limbeck.objectives import TERMS, HardLabels, MaskedLM, SoftTargets, build_terms, labelled
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 
@@ -42,11 +42,11 @@ def draw_labels(kind: str, missing: tuple[int, ...] = ()) -> Array:
 
 
 def soft(kind: str, form: str = "kl", temperature: float = 1.0) -> SoftTargets:
-    return SoftTargets(schema.SoftTargets(form=form, temperature=temperature), TASKS[kind])
+    return SoftTargets(terms.SoftTargets(form=form, temperature=temperature), TASKS[kind])
 
 
 def hard(kind: str) -> HardLabels:
-    return HardLabels(schema.HardLabels(), TASKS[kind])
+    return HardLabels(terms.HardLabels(), TASKS[kind])
 
 
 def value_and_gradient(
@@ -333,11 +333,11 @@ def value_and_gradient_of_words(term: Any, s: Array, t: Array, targets: Array = 
 
 
 def soft_words(positions: str, form: str = "kl") -> SoftTargets:
-    return SoftTargets(schema.SoftTargets(form=form, temperature=2, positions=positions), TEXT)
+    return SoftTargets(terms.SoftTargets(form=form, temperature=2, positions=positions), TEXT)
 
 
 def test_masked_lm_is_the_cross_entropy_of_the_masked_words():
-    term, s = MaskedLM(schema.MaskedLM(), TEXT), draw("classification", 1)
+    term, s = MaskedLM(terms.MaskedLM(), TEXT), draw("classification", 1)
     value, gradient = value_and_gradient_of_words(term, s, s)
     assert value == pytest.approx(hard_formula("classification", s, TARGETS), rel=1e-5)
     np.testing.assert_allclose(
@@ -365,7 +365,7 @@ def test_soft_targets_over_the_vocabulary(form, positions, kept):
 
 def test_totals_over_words_add_up_over_any_split():
     s, t = draw("classification", 1), draw("classification", 2)
-    for term in (MaskedLM(schema.MaskedLM(), TEXT), soft_words("all"), soft_words("masked")):
+    for term in (MaskedLM(terms.MaskedLM(), TEXT), soft_words("all"), soft_words("masked")):
         whole, _ = value_and_gradient_of_words(term, s, t)
         parts = [(s[a:b], t[a:b], TARGETS[a:b]) for a, b in ((0, 1), (1, 4), (4, N))]
         assert whole == pytest.approx(sum(value_and_gradient_of_words(term, *part)[0] for part in parts), rel=1e-5)
@@ -374,7 +374,7 @@ def test_totals_over_words_add_up_over_any_split():
 
 def test_low_precision_words_are_summed_in_float32():
     s, t = (torch.tensor(draw("classification", seed)).bfloat16() for seed in (1, 2))
-    for term in (MaskedLM(schema.MaskedLM(), TEXT), soft_words("all"), soft_words("masked")):
+    for term in (MaskedLM(terms.MaskedLM(), TEXT), soft_words("all"), soft_words("masked")):
         total = term.total(Signals(s), Signals(t), words())
         assert total.dtype == torch.float32
         assert torch.equal(total, term.total(Signals(s.float()), Signals(t.float()), words()))
@@ -382,15 +382,15 @@ def test_low_precision_words_are_summed_in_float32():
 
 def test_masked_positions_without_masks_are_refused():
     with pytest.raises(InputError, match="positions=masked is about masked words, but the task is regression"):
-        SoftTargets(schema.SoftTargets(positions="masked"), TASKS["regression"])
+        SoftTargets(terms.SoftTargets(positions="masked"), TASKS["regression"])
 
 
 # --- from the recipe --------------------------------------------------------------------------------------------------
 
 
 def test_terms_are_built_from_the_recipe():
-    assert list(TERMS) == list(schema.Objectives.model_fields)
-    section = schema.Objectives(soft_targets={"weight": 0.9, "temperature": 4, "form": "mse"}, hard_labels=0.1)
+    assert list(TERMS) == list(terms.Objectives.model_fields)
+    section = terms.Objectives(soft_targets={"weight": 0.9, "temperature": 4, "form": "mse"}, hard_labels=0.1)
     built = {term.name: term for term in build_terms(section, TASKS["classification"])}
     assert list(built) == ["hard_labels", "soft_targets"]
     assert (built["soft_targets"].weight, built["soft_targets"].temperature) == (0.9, 4)
@@ -398,5 +398,5 @@ def test_terms_are_built_from_the_recipe():
     assert (built["soft_targets"].student, built["soft_targets"].teacher) == (Wanted(logits=True), Wanted(logits=True))
     assert built["hard_labels"].weight == 0.1
     assert (built["hard_labels"].student, built["hard_labels"].teacher) == (Wanted(logits=True), Wanted())
-    only = build_terms(schema.Objectives(hard_labels=1), TASKS["regression"])
+    only = build_terms(terms.Objectives(hard_labels=1), TASKS["regression"])
     assert [term.name for term in only] == ["hard_labels"]

@@ -33,7 +33,8 @@ from limbeck.folder import RunFolder, fingerprint, table_fingerprint
 from limbeck.knowledge import Store, label_texts
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
-from limbeck.recipe.schema import HardLabels, MaskedLM, Objectives, Source, Stage
+from limbeck.recipe.schema import Source, Stage
+from limbeck.recipe.terms import HardLabels, MaskedLM, Objectives
 from limbeck.report import write_card, write_report
 from limbeck.signals import Asked
 from limbeck.students import build_student

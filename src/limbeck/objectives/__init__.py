@@ -12,7 +12,7 @@ from limbeck.objectives.masked_lm import MaskedLM
 from limbeck.objectives.relations import Relations
 from limbeck.objectives.soft_targets import SoftTargets
 from limbeck.objectives.term import Shapes, Term, labelled, need_shapes, valid
-from limbeck.recipe.schema import Objectives
+from limbeck.recipe.terms import Objectives
 from limbeck.tasks import Task
 
 TERMS: dict[str, Callable[..., Term]] = {

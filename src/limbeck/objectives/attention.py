@@ -8,7 +8,7 @@ from limbeck.errors import InputError
 from limbeck.objectives.divergence import divergence
 from limbeck.objectives.layer_maps import resolve
 from limbeck.objectives.term import Shapes, need_shapes, need_teacher, valid
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -34,7 +34,7 @@ class Attention:
 
     name = "attention"
 
-    def __init__(self, section: schema.Attention, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.Attention, task: Task, shapes: Shapes | None = None) -> None:
         shapes = need_shapes(shapes, self.name)
         mine, its = shapes.student.heads, shapes.teacher.heads
         if mine != its:

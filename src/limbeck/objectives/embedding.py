@@ -7,7 +7,7 @@ from torch import nn
 
 from limbeck.objectives.projection import Projection
 from limbeck.objectives.term import Shapes, clean, need_shapes, need_teacher, valid
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -25,7 +25,7 @@ class Embedding(nn.Module):
 
     name = "embedding"
 
-    def __init__(self, section: schema.Embedding, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.Embedding, task: Task, shapes: Shapes | None = None) -> None:
         super().__init__()
         shapes = need_shapes(shapes, self.name)
         self.weight = section.weight

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from limbeck.errors import InputError
 from limbeck.objectives.layer_maps import resolve
 from limbeck.objectives.term import Shapes, clean, need_shapes, need_teacher, valid
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -31,7 +31,7 @@ class FeatureMap:
 
     name = "feature_map"
 
-    def __init__(self, section: schema.FeatureMap, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.FeatureMap, task: Task, shapes: Shapes | None = None) -> None:
         shapes = need_shapes(shapes, self.name)
         mine, its = shapes.student.width, shapes.teacher.width
         if mine != its:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.objectives.term import Shapes, labelled
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -26,7 +26,7 @@ class HardLabels:
 
     name = "hard_labels"
 
-    def __init__(self, section: schema.HardLabels, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.HardLabels, task: Task, shapes: Shapes | None = None) -> None:
         self.weight = section.weight
         self.student, self.teacher = Wanted(logits=True), Wanted()
         self.kind = task.kind

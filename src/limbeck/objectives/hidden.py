@@ -9,7 +9,7 @@ from torch import nn
 from limbeck.objectives.layer_maps import resolve
 from limbeck.objectives.projection import Projection
 from limbeck.objectives.term import Shapes, clean, examples, need_shapes, need_teacher, valid
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -36,7 +36,7 @@ class Hidden(nn.Module):
 
     name = "hidden"
 
-    def __init__(self, section: schema.Hidden, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.Hidden, task: Task, shapes: Shapes | None = None) -> None:
         super().__init__()
         shapes = need_shapes(shapes, self.name)
         self.weight = section.weight

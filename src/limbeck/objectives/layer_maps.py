@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from limbeck.errors import InputError
 from limbeck.objectives.term import Shapes
-from limbeck.recipe.schema import LayerMap
+from limbeck.recipe.terms import LayerMap
 
 
 def resolve(layers: LayerMap, student: int, teacher: int, lowest: int = 0) -> dict[int, int]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.objectives.term import Shapes
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -21,7 +21,7 @@ class MaskedLM:
 
     name = "masked_lm"
 
-    def __init__(self, section: schema.MaskedLM, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.MaskedLM, task: Task, shapes: Shapes | None = None) -> None:
         self.weight = section.weight
         self.student, self.teacher = Wanted(logits=True), Wanted()
 

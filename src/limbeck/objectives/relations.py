@@ -11,7 +11,7 @@ from limbeck.errors import InputError
 from limbeck.objectives.divergence import divergence
 from limbeck.objectives.layer_maps import resolve
 from limbeck.objectives.term import Shapes, clean, need_shapes, need_teacher, valid
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -35,7 +35,7 @@ class Relations:
 
     name = "relations"
 
-    def __init__(self, section: schema.Relations, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.Relations, task: Task, shapes: Shapes | None = None) -> None:
         shapes = need_shapes(shapes, self.name)
         self.weight = section.weight
         self.kinds = tuple(section.of)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from limbeck.errors import InputError
 from limbeck.objectives.term import Shapes, examples, need_teacher
-from limbeck.recipe import schema
+from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.text import Batch
@@ -40,7 +40,7 @@ class SoftTargets:
 
     name = "soft_targets"
 
-    def __init__(self, section: schema.SoftTargets, task: Task, shapes: Shapes | None = None) -> None:
+    def __init__(self, section: terms.SoftTargets, task: Task, shapes: Shapes | None = None) -> None:
         if section.positions == "masked" and task.kind != "masked-lm":
             raise InputError(
                 f"soft_targets.positions=masked is about masked words, but the task is {task.kind}; "

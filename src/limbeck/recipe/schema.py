@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from limbeck.recipe.sections import Section
+from limbeck.recipe.checks import check_recipe
+from limbeck.recipe.sections import Count, Positive, Section
+from limbeck.recipe.terms import Objectives
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -198,141 +197,6 @@ class Student(Section):
         return self
 
 
-class HardLabels(Section):
-    """Cross entropy with the true labels (multi-label: per label; regression: squared error)."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-
-
-class SoftTargets(Section):
-    """The teacher's outputs as targets, at a temperature."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-    temperature: Positive = 2.0
-    """Both models' logits are divided by it, and the loss is multiplied by its square. Regression has none."""
-    positions: Literal["all", "masked"] = "all"
-    """masked-lm: learn from the teacher's words at every token, or at the masked ones alone."""
-    form: Literal["kl", "cross-entropy", "mse"] = "kl"
-    """Forward KL divergence; the cross entropy that has the same gradient; or the squared error of the logits."""
-
-
-LayerMap = Literal["uniform", "skip", "last"] | dict[int, int]
-"""Which teacher layer each student layer learns from; see `limbeck.objectives.layer_maps`."""
-
-
-class MaskedLM(Section):
-    """Cross entropy with the masked words of plain text."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-
-
-class Embedding(Section):
-    """Squared error of what the first layer reads, token by token."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-
-
-class Hidden(Section):
-    """The states after mapped layers."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-    form: Literal["mse", "cosine", "cls"] = "mse"
-    """Squared error by token, through a learnt projection where widths differ, summed over layers; one minus the
-    cosine by token; or the squared error of normalised [CLS] states."""
-    layers: LayerMap = "uniform"
-    """`uniform` (every n-th teacher layer), `skip` (the same without the last), `last` (the teacher's last ones but the
-    very last), or `{student layer: teacher layer}`, counted from 1 or from the end."""
-
-
-class Attention(Section):
-    """The attention of mapped layers, head by head."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-    form: Literal["mse", "kl"] = "mse"
-    """Squared error of the scores before softmax, summed over layers; or KL divergence of the distributions."""
-    layers: LayerMap = "uniform"
-    """As of `hidden`."""
-
-
-class Relations(Section):
-    """KL divergence of scaled dot products among a layer's values, and among its queries and keys."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-    of: Annotated[list[Literal["queries", "keys", "values"]], Field(min_length=1)] = ["values"]
-    """Relations among which vectors; their mean."""
-    heads: Count | None = None
-    """Relation heads that the vectors are split into again. The teacher's attention heads when not given."""
-    layers: LayerMap = {-1: -1}
-    """As of `hidden`."""
-
-
-class FeatureMap(Section):
-    """MobileBERT's feature map transfer: states after mapped layers, normalised, and their mean and variance."""
-
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
-    normalised: Annotated[float, Field(ge=0)] = 100.0
-    """The share of the squared error of the normalised states."""
-    mean: Annotated[float, Field(ge=0)] = 5000.0
-    """The share of the squared difference of their means."""
-    variance: Annotated[float, Field(ge=0)] = 5.0
-    """The share of the absolute difference of their variances."""
-    layers: LayerMap = "uniform"
-    """As of `hidden`."""
-
-
-class Objectives(Section):
-    """The loss: a weighted sum of these terms."""
-
-    hard_labels: HardLabels | None = None
-    """Learn from the true labels."""
-    soft_targets: SoftTargets | None = None
-    """Learn from the teacher's outputs."""
-    masked_lm: MaskedLM | None = None
-    """Learn to fill in the masked words of plain text."""
-    embedding: Embedding | None = None
-    """Learn from the teacher's embeddings."""
-    hidden: Hidden | None = None
-    """Learn from the teacher's hidden states."""
-    attention: Attention | None = None
-    """Learn from the teacher's attention."""
-    relations: Relations | None = None
-    """Learn from the relations among the teacher's queries, keys and values."""
-    feature_map: FeatureMap | None = None
-    """Learn from the teacher's hidden states as MobileBERT does."""
-
-    @model_validator(mode="after")
-    def _at_least_one(self) -> Objectives:
-        if not self.names:
-            raise ValueError(f"no objective; give at least one of {', '.join(type(self).model_fields)}")
-        return self
-
-    @property
-    def names(self) -> list[str]:
-        """The terms that are there."""
-        return [name for name in type(self).model_fields if getattr(self, name) is not None]
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether some term learns from a teacher."""
-        return bool(set(self.names) - {"hard_labels", "masked_lm"})
-
-
 class Training(Section):
     """How a stage is trained."""
 
@@ -448,114 +312,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for stage in self.stages:
-            if self.task.kind == "masked-lm" and stage.task is None:
-                stage.task = self.task
-            try:
-                self.training_of(stage)
-            except ValidationError as error:
-                from limbeck.recipe.loading import explain
-
-                raise ValueError(f"stages.{stage.name}.training: {explain(error)}") from None
-            self._check_stage(stage)
         if self.task.kind == "masked-lm":
-            self._check_text_alone()
-        self._refuse_idle()
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two stages share a name: {', '.join(names)}")
-        for stage in self.stages:
-            turns = [name for name in names if stage.progressive and re.fullmatch(f"{stage.name}-[0-9]+", name)]
-            if turns:
-                raise ValueError(
-                    f"stage '{turns[0]}' is named like a turn of the progressive '{stage.name}'; rename it"
-                )
-        if self.teacher is None and self.student.model is None and self.student.shape is None:
-            raise ValueError("without a teacher the student's start must be given; add student=MODEL")
+            for stage in self.stages:
+                stage.task = stage.task or self.task
+        check_recipe(self)
         return self
-
-    def _refuse_idle(self) -> None:
-        """Refuse entries that no stage has a use for: a reader would believe that they did something."""
-        on_text = [stage for stage in self.stages if stage.on_text]
-        taught = [stage for stage in on_text if stage.objectives.needs_teacher]
-        labels_alone = not any(stage.objectives.needs_teacher for stage in self.stages if not stage.on_text)
-        idle = {
-            "data.corpus": (self.data.corpus is not None and not on_text, "is about plain text"),
-            "data.augmentation": (
-                self.data.augmentation is not None and labels_alone,
-                "learns from a teacher's answers",
-            ),
-            "teacher.general": (
-                self.teacher is not None and self.teacher.general is not None and not taught,
-                "learns from a teacher on plain text",
-            ),
-            "assistant": (self.assistant is not None and not taught, "learns from a teacher on plain text"),
-        }
-        for name, (is_idle, use) in idle.items():
-            if is_idle:
-                raise ValueError(f"{name} is given, but no stage {use}; drop it with {name}=null")
-        if self.task.kind == "masked-lm" and self.teacher is not None and self.teacher.general is not None:
-            raise ValueError("of task masked-lm the teacher itself is the language model; drop teacher.general")
-
-    def _check_text_alone(self) -> None:
-        """Refuse what a language model's run has no use for."""
-        if self.teacher is not None and len(self.teacher.models) > 1:
-            raise ValueError(f"task masked-lm takes one teacher, and {len(self.teacher.models)} are given; keep one")
-        if self.export.formats:
-            raise ValueError(
-                f"export.formats {', '.join(self.export.formats)} are for classifiers, and the task is masked-lm; "
-                "give export=[]"
-            )
-        for name in ("corpus", "unlabelled", "augmentation"):
-            if getattr(self.data, name) is not None:
-                raise ValueError(
-                    f"data.{name} is for tasks with labels, and the task is masked-lm; give all text as data.train and "
-                    f"leave data.{name} out"
-                )
-
-    def _check_stage(self, stage: Stage) -> None:
-        """Refuse what cannot be: a term without its teacher or its text."""
-        on_text = stage.on_text or self.task.kind == "masked-lm"
-        for name in stage.objectives.names:
-            if self.teacher is None and name not in ("hard_labels", "masked_lm"):
-                raise ValueError(f"stage '{stage.name}' has {name}, which needs a teacher; give teacher=...")
-            if on_text and name == "hard_labels":
-                raise ValueError(f"stage '{stage.name}' is about plain text, which has no hard_labels; use masked_lm")
-            if not on_text and name == "masked_lm":
-                raise ValueError(f"stage '{stage.name}' has masked_lm, which is about plain text; add task: masked-lm")
-        if stage.task is not None and not stage.on_text:
-            raise ValueError(
-                f"stage '{stage.name}' has task {stage.task.kind}; its own can only be masked-lm, so leave it out"
-            )
-        if stage.on_text and self.task.kind != "masked-lm" and self.data.corpus is None:
-            raise ValueError(
-                f"stage '{stage.name}' is about plain text; give data.corpus=FILE, or leave the stage out with "
-                f"stages.{stage.name}=null"
-            )
-        given = stage.objectives
-        if given.soft_targets is not None and given.soft_targets.positions == "masked" and not on_text:
-            raise ValueError(f"stage '{stage.name}' has no masked words; leave soft_targets.positions out")
-        self._check_layers(stage)
-
-    def _check_layers(self, stage: Stage) -> None:
-        """Refuse what layers that are left out, or trained one by one, cannot do."""
-        given, training = stage.objectives, self.training_of(stage)
-        if training.layer_drop and not training.dropout:
-            raise ValueError(
-                f"stage '{stage.name}' has layer_drop with dropout off, which turns both off; set one of them"
-            )
-        if training.layer_drop and (given.attention or given.relations):
-            raise ValueError(
-                f"stage '{stage.name}' has layer_drop, and the attention of a layer left out cannot be learnt from; "
-                "set layer_drop to 0, or leave attention and relations out"
-            )
-        about_layers = ("hidden", "attention", "relations", "feature_map")
-        others = [name for name in stage.objectives.names if name not in about_layers]
-        if stage.progressive and others:
-            raise ValueError(
-                f"stage '{stage.name}' is progressive, and {others[0]} is not about one layer; "
-                f"use {', '.join(about_layers)}, or set progressive to false"
-            )
 
     def training_of(self, stage: Stage) -> Training:
         """The settings of one stage: the recipe's, with the stage's own on top."""

@@ -21,7 +21,6 @@ from limbeck.errors import InputError
 from limbeck.objectives import Shapes, Term, build_terms
 from limbeck.progress import say
 from limbeck.recipe.schema import Recipe
-from limbeck.recipe.schema import Task as TaskSection
 from limbeck.signals import SignalSource, Wanted
 from limbeck.students.language_model import language_model
 from limbeck.tasks import Task, collate, encode
@@ -232,7 +231,8 @@ def _about_text(
     source: SignalSource | None,
     teacher: Checkpoint | None,
 ) -> Lesson:
-    settings = text_settings(phase, recipe)
+    settings = phase.stage.task
+    assert settings is not None  # it is what makes the stage one on text
     tokenizer = student.tokenizer
     model = language_model(student.model, teacher) if mine.logits else student.model.base_model
     length = max_length(student.model, tokenizer, settings.max_length)
@@ -258,11 +258,6 @@ def _about_text(
         collate=lambda epoch: MaskedBatches(tokenizer, mask, settings.whole_words, every, recipe.seed, epoch),
         metrics=_words_right if held is not None else None,
     )
-
-
-def text_settings(phase: Phase, recipe: Recipe) -> TaskSection:
-    """How the phase's text is cut and masked."""
-    return phase.stage.task or recipe.task
 
 
 def check_same_tokens(student: Checkpoint, teacher: Checkpoint, pair: bool) -> None:

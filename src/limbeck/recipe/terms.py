@@ -1,0 +1,144 @@
+"""The recipe's sections that make up a loss: one for each term of `limbeck.objectives`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from limbeck.recipe.sections import Count, Positive, Section
+
+
+class HardLabels(Section):
+    """Cross entropy with the true labels (multi-label: per label; regression: squared error)."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+
+
+class SoftTargets(Section):
+    """The teacher's outputs as targets, at a temperature."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    temperature: Positive = 2.0
+    """Both models' logits are divided by it, and the loss is multiplied by its square. Regression has none."""
+    positions: Literal["all", "masked"] = "all"
+    """masked-lm: learn from the teacher's words at every token, or at the masked ones alone."""
+    form: Literal["kl", "cross-entropy", "mse"] = "kl"
+    """Forward KL divergence; the cross entropy that has the same gradient; or the squared error of the logits."""
+
+
+LayerMap = Literal["uniform", "skip", "last"] | dict[int, int]
+"""Which teacher layer each student layer learns from; see `limbeck.objectives.layer_maps`."""
+
+
+class MaskedLM(Section):
+    """Cross entropy with the masked words of plain text."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+
+
+class Embedding(Section):
+    """Squared error of what the first layer reads, token by token."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+
+
+class Hidden(Section):
+    """The states after mapped layers."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    form: Literal["mse", "cosine", "cls"] = "mse"
+    """Squared error by token, through a learnt projection where widths differ, summed over layers; one minus the
+    cosine by token; or the squared error of normalised [CLS] states."""
+    layers: LayerMap = "uniform"
+    """`uniform` (every n-th teacher layer), `skip` (the same without the last), `last` (the teacher's last ones but the
+    very last), or `{student layer: teacher layer}`, counted from 1 or from the end."""
+
+
+class Attention(Section):
+    """The attention of mapped layers, head by head."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    form: Literal["mse", "kl"] = "mse"
+    """Squared error of the scores before softmax, summed over layers; or KL divergence of the distributions."""
+    layers: LayerMap = "uniform"
+    """As of `hidden`."""
+
+
+class Relations(Section):
+    """KL divergence of scaled dot products among a layer's values, and among its queries and keys."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    of: Annotated[list[Literal["queries", "keys", "values"]], Field(min_length=1)] = ["values"]
+    """Relations among which vectors; their mean."""
+    heads: Count | None = None
+    """Relation heads that the vectors are split into again. The teacher's attention heads when not given."""
+    layers: LayerMap = {-1: -1}
+    """As of `hidden`."""
+
+
+class FeatureMap(Section):
+    """MobileBERT's feature map transfer: states after mapped layers, normalised, and their mean and variance."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    normalised: Annotated[float, Field(ge=0)] = 100.0
+    """The share of the squared error of the normalised states."""
+    mean: Annotated[float, Field(ge=0)] = 5000.0
+    """The share of the squared difference of their means."""
+    variance: Annotated[float, Field(ge=0)] = 5.0
+    """The share of the absolute difference of their variances."""
+    layers: LayerMap = "uniform"
+    """As of `hidden`."""
+
+
+class Objectives(Section):
+    """The loss: a weighted sum of these terms."""
+
+    hard_labels: HardLabels | None = None
+    """Learn from the true labels."""
+    soft_targets: SoftTargets | None = None
+    """Learn from the teacher's outputs."""
+    masked_lm: MaskedLM | None = None
+    """Learn to fill in the masked words of plain text."""
+    embedding: Embedding | None = None
+    """Learn from the teacher's embeddings."""
+    hidden: Hidden | None = None
+    """Learn from the teacher's hidden states."""
+    attention: Attention | None = None
+    """Learn from the teacher's attention."""
+    relations: Relations | None = None
+    """Learn from the relations among the teacher's queries, keys and values."""
+    feature_map: FeatureMap | None = None
+    """Learn from the teacher's hidden states as MobileBERT does."""
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Objectives:
+        if not self.names:
+            raise ValueError(f"no objective; give at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The terms that are there."""
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some term learns from a teacher."""
+        return bool(set(self.names) - {"hard_labels", "masked_lm"})

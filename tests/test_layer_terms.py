@@ -387,6 +387,15 @@ def test_totals_and_counts_add_up_over_any_split(case, size):
     assert count == case.term.count(as_batch(LENGTHS)).item()
 
 
+def test_maps_too_many_for_one_chunk_give_the_same(case, monkeypatch):
+    value, gradient = run(case.term, case.student, case.teacher)
+    monkeypatch.setattr("limbeck.objectives.divergence.ON_CPU", 3 * WIDTH * WIDTH)
+    chunked, chunked_gradient = run(case.term, case.student, case.teacher)
+    assert chunked == pytest.approx(value, rel=1e-6)
+    for name, array in chunked_gradient.items():
+        close(array, gradient[name])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_signals_are_summed_in_float32_even_under_autocast(case, dtype):
     s, t, batch = as_signals(case.student, dtype), as_signals(case.teacher, dtype), as_batch(LENGTHS)

@@ -292,6 +292,24 @@ def test_special_tokens_and_padding_are_never_chosen_and_the_rest_stays(reader, 
     assert torch.equal(batch["input_ids"].flatten()[untouched], plain["input_ids"].flatten()[untouched])
 
 
+def test_a_corpus_on_disk_is_tokenised_once(reader, corpus, tmp_path, monkeypatch):
+    (tmp_path / "lines.txt").write_text("\n".join(corpus["text"][:]))
+    source = Source(path=str(tmp_path / "lines.txt"))
+    first = encode_corpus(read_corpus(source), reader, 24, packed=True)
+    longer = encode_corpus(read_corpus(source), reader, 32, packed=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr("limbeck.tasks.masked_lm._Cutter.__call__", refuse)
+    again = encode_corpus(read_corpus(source), reader, 24, packed=True)
+    assert again[:] == first[:]
+    assert first["length"][0] == 24
+    assert longer["length"][0] == 32
+    with pytest.raises(AssertionError, match="again"):
+        encode_corpus(read_corpus(source), reader, 24, packed=False)
+
+
 def test_words_are_chosen_with_all_their_pieces(reader, corpus):
     encoded = encode_corpus(corpus, reader, 24, packed=False)
     examples = list(encoded)

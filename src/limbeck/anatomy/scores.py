@@ -20,7 +20,7 @@ Inputs = dict[str, Any]
 
 def scaled(module: nn.Module, query: torch.Tensor, key: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     """Scaled dot products (Vaswani et al. 2017, section 3.2.1)."""
-    found: torch.Tensor = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    found: torch.Tensor = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
     return found
 
 

@@ -1,15 +1,13 @@
 """Texts that were made, kept as Arrow shards that `datasets.load_from_disk` opens.
 
-Shard i is made from a fixed range of the original examples. It is written aside, flushed, its digest noted in
-`shard-i.json`, and only then renamed into place: a shard that is there is whole. When all are, the two files that
-`datasets` looks for and `manifest.json` are written. Equal requests give equal bytes.
+Shard i is made from a fixed range of the original examples, its digest noted in `shard-i.json`. When all are there, the
+files that `datasets` looks for and `manifest.json` are written. Equal requests give equal bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, Value, load_from_disk
 
+from limbeck.arrow import describe_shards, write_shard
 from limbeck.errors import InputError
-from limbeck.files import read_json, sha256, sync_folder, write_json
+from limbeck.files import read_json, sha256, write_json
 
 Row = tuple[str, ...]
 
@@ -73,20 +72,13 @@ class TextShards:
         return len(self.done()) == self.count and (self.folder / "manifest.json").is_file()
 
     def write(self, index: int, rows: list[Row]) -> None:
-        """Write one shard; see the module's text for the order that makes it crash-safe."""
+        """Write one shard, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         schema = self._features.arrow_schema
         columns = [pa.array([row[place] for row in rows], pa.string()) for place in range(len(self.columns))]
         path = self._shard(index)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            with pa.ipc.new_stream(file, schema) as stream:
-                stream.write_table(pa.table(columns, schema=schema))
-            file.flush()
-            os.fsync(file.fileno())
-        write_json(path.with_suffix(".json"), {"key": self.key, "rows": len(rows), "sha256": sha256(partial)})
-        os.replace(partial, path)
-        sync_folder(self.folder)
+        table = pa.table(columns, schema=schema)
+        write_shard(path, table, path.with_suffix(".json"), {"key": self.key, "rows": len(rows)})
 
     def read(self, index: int) -> list[Row]:
         """The rows of a shard."""
@@ -97,18 +89,8 @@ class TextShards:
     def finish(self) -> None:
         """Write the manifest and the files that make the folder a `datasets` one."""
         rows = sum(read_json(self._shard(index).with_suffix(".json"))["rows"] for index in range(self.count))
-        info = {"features": self._features.to_dict(), "citation": "", "description": ""}
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": self._shard(index).name} for index in range(self.count)],
-            "_fingerprint": self.key[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        write_json(self.folder / "dataset_info.json", info)
-        write_json(self.folder / "state.json", state)
+        files = [self._shard(index).name for index in range(self.count)]
+        describe_shards(self.folder, self._features, files, self.key[:16])
         write_json(self.folder / "manifest.json", {"key": self.key, "spec": self.spec, "rows": rows})
 
     def load(self) -> Dataset:

@@ -1,16 +1,15 @@
 """The on-disk store of signals: Arrow shards that `datasets.load_from_disk` opens, and a manifest.
 
 A store is a folder named by its key. Shard i holds examples i*4096 up to (i+1)*4096 in order, as an Arrow stream
-whose schema metadata carries the manifest's specification. A shard is written aside, flushed, its digest noted under
-`progress/`, and only then renamed into place: a shard that is there is whole. When all are there, `manifest.json`
-lists them and the two files that `datasets` looks for are written. Equal requests give equal bytes.
+whose schema metadata carries the manifest's specification, its digest noted under `progress/` until all are there.
+Then the files that `datasets` looks for are written, and `manifest.json` that lists them. Equal requests give equal
+bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features, List, Value
 
+from limbeck import arrow
 from limbeck.errors import InputError
-from limbeck.files import read_json, sha256, sync_folder, write_json
+from limbeck.files import read_json, sha256, write_json
 from limbeck.signals import Signals
 
 VERSION = 1
@@ -133,7 +133,7 @@ def finished_shards(folder: Path, request: Request) -> set[int]:
 
 
 def write_shard(folder: Path, request: Request, index: int, texts: Dataset, signals: Signals) -> None:
-    """Write one shard; see the module's text for the order that makes it crash-safe."""
+    """Write one shard, whole or not at all."""
     columns: dict[str, pa.Array] = {name: pa.array(texts[name][:], pa.string()) for name in request.texts}
     columns["logits"] = _matrix(signals.logits)
     for layer in request.features:
@@ -142,15 +142,7 @@ def write_shard(folder: Path, request: Request, index: int, texts: Dataset, sign
     metadata = {**features.arrow_schema.metadata, b"limbeck": json.dumps(_head(request), sort_keys=True).encode()}
     table = pa.table(columns).cast(features.arrow_schema).replace_schema_metadata(metadata).combine_chunks()
     path = folder / shard_name(index)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        with pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
-    write_json(folder / "progress" / f"{path.name}.json", {"rows": len(texts), "sha256": sha256(partial)})
-    os.replace(partial, path)
-    sync_folder(folder)
+    arrow.write_shard(path, table, folder / "progress" / f"{path.name}.json", {"rows": len(texts)})
 
 
 def finish(folder: Path, request: Request) -> None:
@@ -160,17 +152,7 @@ def finish(folder: Path, request: Request) -> None:
     shards = [{"file": name, **note} for name, note in zip(files, notes, strict=True)]
     first = _open_shard(folder / files[0])
     features = _features(request, {name: column.shape[1] for name, column in first.items()})
-    write_json(folder / "dataset_info.json", {"features": features.to_dict(), "citation": "", "description": ""})
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in files],
-        "_fingerprint": request.key[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    write_json(folder / "state.json", state)
+    arrow.describe_shards(folder, features, files, request.key[:16])
     write_json(folder / "manifest.json", {**_head(request), "rows": request.rows, "shards": shards})
     shutil.rmtree(folder / "progress", ignore_errors=True)
 

@@ -6,6 +6,7 @@ import torch
 
 from limbeck.errors import InputError
 from limbeck.objectives.divergence import divergence
+from limbeck.objectives.known_gradient import with_gradient
 from limbeck.objectives.layer_maps import resolve
 from limbeck.objectives.term import Shapes, need_shapes, need_teacher, valid
 from limbeck.recipe import terms
@@ -62,8 +63,9 @@ class Attention:
         return torch.stack([_squares(s, t, batch) for s, t in both]).sum()
 
 
-def _squares(s: torch.Tensor, t: torch.Tensor, batch: Batch) -> torch.Tensor:
-    tokens = valid(batch)
-    kept = tokens[:, None, :, None] & tokens[:, None, None, :] & ~s.isneginf() & ~t.isneginf()
-    # Filled after the difference, whose gradient is constant: -inf reaches neither the value nor the gradient.
-    return (s.float() - t.float()).masked_fill(~kept, 0).square().mean(1).sum()
+def _squares(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
+    s, t, tokens, heads = student.detach(), teacher, valid(batch), student.shape[1]
+    dropped = ~(tokens[:, None, :, None] & tokens[:, None, None, :]) | s.isneginf() | t.isneginf()
+    apart = (s.float() - t.float()).masked_fill_(dropped, 0).flatten()
+    value = torch.dot(apart, apart) / heads
+    return with_gradient(value, student, apart.mul_(2 / heads).view_as(student))

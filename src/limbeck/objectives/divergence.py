@@ -1,14 +1,20 @@
-"""The KL divergence of two attention maps."""
+"""The KL divergence of two attention maps, and of two relations.
+
+An attention map has n times n numbers for each head, and autograd would keep several of that size. Both functions find
+the gradient (softmax of the student less that of the teacher) along with the value, over as many maps at a time as a
+processor's cache holds.
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from limbeck.objectives.term import valid
+from limbeck.objectives.known_gradient import with_gradient
+from limbeck.objectives.term import clean, valid
 from limbeck.tasks.text import Batch
 
 NEVER = -1e30  # like -inf its softmax is exactly zero; unlike it, it cannot turn into NaN in a row that is all of it
+ON_CPU, ON_GPU = 2**20, 2**26  # numbers of a chunk
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -23,10 +29,71 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> to
         teacher: likewise.
         batch: says which tokens are valid.
     """
-    tokens = valid(batch)
-    looks = tokens[:, None, None, :] & ~student.isneginf()
-    seen = looks & ~teacher.isneginf()
-    s = student.float().masked_fill(~looks, NEVER).log_softmax(-1)
-    t = teacher.float().masked_fill(~seen, NEVER).log_softmax(-1)
-    rows = F.kl_div(s, t, reduction="none", log_target=True).sum(-1)
-    return rows.masked_fill(~(tokens[:, None, :] & seen.any(-1)), 0).mean(1).sum()
+    heads, length = student.shape[1], student.shape[-1]
+    s, t = (scores.detach().flatten(0, 1) for scores in (student, teacher))
+    tokens = valid(batch).repeat_interleave(heads, 0)
+    gradient = torch.empty_like(s)
+    total = s.new_zeros((), dtype=torch.float32)
+    for some in _chunks(s, length):
+        looks = tokens[some, None, :] & tokens[some, :, None] & ~s[some].isneginf()
+        seen = looks & ~t[some].isneginf()
+        # A row of which nothing is left is uniform in both, so it adds nothing to the value or the gradient.
+        mine, its = s[some].float().masked_fill(~looks, NEVER), t[some].float().masked_fill(~seen, NEVER)
+        mine.masked_fill_(~seen.any(-1, keepdim=True), NEVER)
+        found, gradient[some] = _kl(mine, its)
+        total += found
+    return with_gradient(total / heads, student, gradient.div_(heads).view_as(student))
+
+
+def relation_divergence(student: torch.Tensor, teacher: torch.Tensor, heads: int, batch: Batch) -> torch.Tensor:
+    """KL(R_t || R_s) for the relations of vectors, mean over relation heads, summed over valid rows; a float32 scalar.
+
+    The vectors are split into heads of width d, and R = softmax(X X^T / sqrt(d)) over the valid tokens.
+
+    Args:
+        student: vectors [B, n, w_s].
+        teacher: vectors [B, n, w_t].
+        heads: A; it divides both widths.
+        batch: says which tokens are valid.
+    """
+    length = student.shape[1]
+
+    def split(vectors: torch.Tensor) -> torch.Tensor:
+        by_head = clean(vectors.detach(), batch).reshape(-1, length, heads, vectors.shape[-1] // heads)
+        return by_head.transpose(1, 2).flatten(0, 1)
+
+    s, t = split(student), split(teacher)
+    padding = torch.where(valid(batch), 0.0, NEVER).repeat_interleave(heads, 0)[:, None, :]
+    gradient = torch.empty_like(s)
+    total = s.new_zeros(())
+    with torch.autocast(student.device.type, enabled=False):  # which would multiply in bfloat16
+        for some in _chunks(s, length):
+            scaled = s[some] * s.shape[-1] ** -0.5
+            mine = torch.baddbmm(padding[some], scaled, s[some].mT)
+            its = torch.baddbmm(padding[some], t[some] * t.shape[-1] ** -0.5, t[some].mT)
+            found, of_scores = _kl(mine, its)  # a padded query is zeros in both, its rows are equal
+            total += found
+            torch.bmm(of_scores, scaled, out=gradient[some])
+            gradient[some].baddbmm_(of_scores.mT, scaled)  # each vector is a row's and a column's
+    by_head = gradient.div_(heads).reshape(-1, heads, *gradient.shape[1:])
+    return with_gradient(total / heads, student, by_head.transpose(1, 2).flatten(2))
+
+
+def _chunks(maps: torch.Tensor, length: int) -> list[slice]:
+    """Runs of the first dimension of which the maps of length times length numbers fit the limit."""
+    step = max(1, (ON_CPU if maps.device.type == "cpu" else ON_GPU) // (length * length))
+    return [slice(k, k + step) for k in range(0, len(maps), step)]
+
+
+def _kl(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL of the softmax of scores [k, n, n] summed over all rows, and its gradient by s; both arguments are used up."""
+    s -= s.amax(-1, keepdim=True)
+    t -= t.amax(-1, keepdim=True)
+    apart = t - s
+    s.exp_()
+    t.exp_()
+    whole, its_whole = s.sum(-1, keepdim=True), t.sum(-1, keepdim=True)
+    s /= whole
+    t /= its_whole
+    value = torch.dot(t.flatten(), apart.flatten()) + (whole.log() - its_whole.log()).sum()
+    return value, s.sub_(t)

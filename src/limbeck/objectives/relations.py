@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from limbeck.errors import InputError
-from limbeck.objectives.divergence import divergence
+from limbeck.objectives.divergence import relation_divergence
 from limbeck.objectives.layer_maps import resolve
-from limbeck.objectives.term import Shapes, clean, need_shapes, need_teacher, valid
+from limbeck.objectives.term import Shapes, need_shapes, need_teacher, valid
 from limbeck.recipe import terms
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
@@ -60,14 +60,8 @@ class Relations:
         for kind in self.kinds:
             for mine, its in self.pairs.items():
                 s, t = getattr(student, kind)[mine], getattr(teacher, kind)[its].detach()
-                losses.append(divergence(self._scores(s, batch), self._scores(t, batch), batch))
+                losses.append(relation_divergence(s, t, self.heads, batch))
         return torch.stack(losses).mean()
-
-    def _scores(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Scaled dot products [B, A, n, n] among vectors [B, n, w]."""
-        split = clean(vectors, batch).reshape(*vectors.shape[:2], self.heads, -1).transpose(1, 2)
-        with torch.autocast(vectors.device.type, enabled=False):  # which would multiply in bfloat16
-            return torch.matmul(split / math.sqrt(split.shape[-1]), split.mT)
 
     def _check_widths(self, kind: str, mine: int, its: int) -> None:
         if mine % self.heads or its % self.heads:

@@ -12,6 +12,8 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from limbeck import __version__
+from limbeck.checkpoints import tokenizer_fingerprint
 from limbeck.errors import InputError
 from limbeck.tasks.text import Batch, collate
 
@@ -45,16 +47,17 @@ def encode_corpus(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
     def chunks(columns: dict[str, list[str]], rows: list[int]) -> dict[str, list[Any]]:
         return cut(columns["text"], last=rows[-1] == len(table) - 1)
 
-    identity = (table._fingerprint, tokenizer.name_or_path, max_length, packed)
+    rules = (tokenizer_fingerprint(tokenizer), tokenizer.all_special_ids, __version__)
+    identity = (table._fingerprint, rules, max_length, packed)
     encoded = table.map(
         chunks,
         batched=True,
         with_indices=True,
         remove_columns=table.column_names,
         features=_FEATURES,
-        load_from_cache_file=False,
+        load_from_cache_file=True,  # the phases of a stage, and the next run, read the same examples
         keep_in_memory=not table.cache_files,
-        new_fingerprint=Hasher.hash(identity),  # see `encode`
+        new_fingerprint=Hasher.hash(identity),
         desc="Tokenising",
     )
     if len(encoded) == 0:

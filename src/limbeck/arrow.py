@@ -1,0 +1,47 @@
+"""Folders of Arrow shards that `datasets.load_from_disk` opens, written so that a shard that is there is whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features
+
+from limbeck.files import sha256, sync_folder, write_json
+
+
+def write_shard(path: Path, table: pa.Table, note: Path, about: dict[str, Any]) -> None:
+    """Write a shard aside and flush it, note its digest, and only then rename it into place.
+
+    Args:
+        path: the shard.
+        table: its rows.
+        note: the JSON file for `about` and the shard's `sha256`.
+        about: what else to note.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())
+    write_json(note, {**about, "sha256": sha256(partial)})
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def describe_shards(folder: Path, features: Features, files: list[str], fingerprint: str) -> None:
+    """Write the two files by which `datasets` knows a folder."""
+    write_json(folder / "dataset_info.json", {"features": features.to_dict(), "citation": "", "description": ""})
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "state.json", state)

@@ -9,6 +9,7 @@ from limbeck.objectives.hard_labels import HardLabels
 from limbeck.objectives.hidden import Hidden
 from limbeck.objectives.layer_maps import one_layer
 from limbeck.objectives.masked_lm import MaskedLM
+from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.relations import Relations
 from limbeck.objectives.soft_targets import SoftTargets
 from limbeck.objectives.term import Shapes, Term, labelled, need_shapes, valid
@@ -19,6 +20,7 @@ TERMS: dict[str, Callable[..., Term]] = {
     "hard_labels": HardLabels,
     "soft_targets": SoftTargets,
     "masked_lm": MaskedLM,
+    "next_token": NextToken,
     "embedding": Embedding,
     "hidden": Hidden,
     "attention": Attention,
@@ -62,6 +64,7 @@ __all__ = [
     "HardLabels",
     "Hidden",
     "MaskedLM",
+    "NextToken",
     "Relations",
     "Shapes",
     "SoftTargets",

@@ -27,8 +27,11 @@ class SoftTargets(Section):
     """Both models' logits are divided by it, and the loss is multiplied by its square. Regression has none."""
     positions: Literal["all", "masked"] = "all"
     """masked-lm: learn from the teacher's words at every token, or at the masked ones alone."""
-    form: Literal["kl", "cross-entropy", "mse"] = "kl"
-    """Forward KL divergence; the cross entropy that has the same gradient; or the squared error of the logits."""
+    form: Literal["kl", "reverse-kl", "jsd", "total-variation", "cross-entropy", "mse"] = "kl"
+    """Forward or reverse KL divergence; the generalised Jensen-Shannon divergence; the total variation; the cross
+    entropy, which has the forward KL's gradient; or the squared error of the logits."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of `jsd`: near 0 like the forward KL divergence, near 1 like the reverse."""
 
 
 LayerMap = Literal["uniform", "skip", "last"] | dict[int, int]
@@ -37,6 +40,14 @@ LayerMap = Literal["uniform", "skip", "last"] | dict[int, int]
 
 class MaskedLM(Section):
     """Cross entropy with the masked words of plain text."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+
+
+class NextToken(Section):
+    """Cross entropy with the tokens that follow: of plain text all, of a conversation the last answer's."""
 
     shorthand: ClassVar[str | None] = "weight"
     weight: Positive = 1.0
@@ -116,6 +127,8 @@ class Objectives(Section):
     """Learn from the teacher's outputs."""
     masked_lm: MaskedLM | None = None
     """Learn to fill in the masked words of plain text."""
+    next_token: NextToken | None = None
+    """Learn to go on with a text."""
     embedding: Embedding | None = None
     """Learn from the teacher's embeddings."""
     hidden: Hidden | None = None
@@ -141,4 +154,4 @@ class Objectives(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether some term learns from a teacher."""
-        return bool(set(self.names) - {"hard_labels", "masked_lm"})
+        return bool(set(self.names) - {"hard_labels", "masked_lm", "next_token"})

@@ -17,7 +17,7 @@ from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
-from limbeck.knowledge import Store
+from limbeck.knowledge import Store, WordStore
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Depth, Evaluation
 from limbeck.recipe.sections import nearest
@@ -84,7 +84,7 @@ def label(
     data: Examples | None = None,
     output: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
-) -> Store:
+) -> Store | WordStore:
     """Ask the teacher once over the transfer set that `distill` with the same arguments would use, and keep it.
 
     Data without labels needs no more than text; the teacher is then asked about all of it.

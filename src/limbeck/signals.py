@@ -46,7 +46,8 @@ class Signals:
     features alone.
 
     Attributes:
-        logits: float [B, C]; of a language model float [N, V] at the batch's N `positions`, or of a teacher sparse words.
+        logits: float [B, C]; of a language model float [N, V] at the batch's N `positions`; of a teacher also sparse
+            words there.
         features: the [CLS] state [B, d] after a layer.
         hidden: the states [B, n, d] after a layer.
         queries: of a layer, all heads side by side [B, n, h * d_k], before any rotary embedding.

@@ -21,7 +21,7 @@ SHOWN = 30
 def describe_task(task: Task, settings: Evaluation) -> dict[str, Any]:
     """The task as `metrics.json` states it."""
     metric = task.main_metric(settings.metric)
-    labels = [] if task.kind == "masked-lm" else list(task.labels)  # a vocabulary is in the tokenizer
+    labels = [] if task.kind in ("masked-lm", "causal-lm") else list(task.labels)  # a vocabulary is in the tokenizer
     return {"kind": task.kind, "labels": labels, "metric": metric, "pair": task.pair}
 
 

@@ -144,15 +144,15 @@ def _draw(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 def _blocks(p: torch.Tensor) -> torch.Tensor:
     """Probabilities [N, V] as blocks [N, V / BLOCK, BLOCK], zeros at the end."""
     short = -p.shape[-1] % BLOCK
-    return (F.pad(p, (0, short)) if short else p).unflatten(-1, (-1, BLOCK))
+    padded = F.pad(p, (0, short)) if short else p
+    return padded.view(len(p), -1, BLOCK)
 
 
 def _to_bytes(numbers: torch.Tensor, size: int) -> torch.Tensor:
     """Numbers int64 [N, k] as little-endian bytes uint8 [N, k * size]."""
-    return numbers.contiguous().view(torch.uint8).unflatten(-1, (-1, 8))[..., :size].flatten(-2)
+    return numbers.contiguous().view(torch.uint8).view(*numbers.shape, 8)[..., :size].flatten(-2)
 
 
 def _from_bytes(packed: torch.Tensor, size: int) -> torch.Tensor:
-    parts = packed.unflatten(-1, (-1, size)).long()
-    shifts = torch.tensor([1 << 8 * place for place in range(size)], device=packed.device)
-    return (parts * shifts).sum(-1)
+    parts = packed.reshape(len(packed), -1, size).long()
+    return sum((parts[..., place] << 8 * place for place in range(1, size)), parts[..., 0])

@@ -49,8 +49,8 @@ class SoftTargets:
             )
         if task.kind == "multi-label" and section.form not in ("kl", "cross-entropy", "mse"):
             raise InputError(
-                f"soft_targets.form={section.form} is about one distribution over classes, but the task is multi-label; "
-                "use kl, cross-entropy or mse"
+                f"soft_targets.form={section.form} is about one distribution over classes, but the task is "
+                "multi-label; use kl, cross-entropy or mse"
             )
         self.weight = section.weight
         self.student = self.teacher = Wanted(logits=True)
@@ -81,9 +81,9 @@ class SoftTargets:
 
     def _losses(self, s: torch.Tensor, t: torch.Tensor | SparseWords) -> torch.Tensor:
         """The loss of each example."""
-        if self.form == "mse":
+        if self.form == "mse" and isinstance(t, torch.Tensor):
             return (s[:, : t.shape[-1]] - t).square().mean(-1)
-        if self.kind != "multi-label":
+        if self.kind != "multi-label" or isinstance(t, SparseWords):
             return distance(s, t, self.form, self.temperature, self.beta)
         s, p = s / self.temperature, (t / self.temperature).sigmoid()
         cross = F.binary_cross_entropy_with_logits(s, p, reduction="none")

@@ -47,9 +47,7 @@ def over_vocabulary(
     inputs = [states, weight, *([bias] if bias is not None else [])]
     gradients = [torch.zeros_like(each) for each in inputs] if learns else []
     totals = torch.zeros(len(terms), device=states.device)
-    step = max(1, (ON_CPU if states.device.type == "cpu" else ON_GPU) // weight.shape[0])
-    for start in range(0, len(states), step):
-        some = slice(start, start + step)
+    for some in chunks(len(states), head):
         x = states.detach()[some]
         with torch.no_grad():
             raw = F.linear(x.to(weight.dtype), weight, bias)
@@ -67,6 +65,24 @@ def over_vocabulary(
         return totals, value
     needed = [(each, found) for each, found in zip(inputs, gradients, strict=True) if each.requires_grad]
     return totals, with_gradients(value, *zip(*needed, strict=True))
+
+
+def chunks(count: int, head: VocabularyHead) -> list[slice]:
+    """Runs of positions whose logits fit the limit."""
+    weight = head.linear.weight
+    step = max(1, (ON_CPU if weight.device.type == "cpu" else ON_GPU) // weight.shape[0])
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+@torch.no_grad()
+def word_scores(states: torch.Tensor, head: VocabularyHead, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each target its negative log-likelihood in nats, and whether it is the likeliest; float32 [N] both."""
+    loss, right = torch.empty(2, len(states), device=states.device)
+    for some in chunks(len(states), head):
+        logits = head(states[some])
+        loss[some] = F.cross_entropy(logits, targets[some], reduction="none")
+        right[some] = (logits.argmax(-1) == targets[some]).float()
+    return loss, right
 
 
 def _collect(

@@ -25,8 +25,10 @@ def check_recipe(recipe: Recipe) -> None:
 
             raise ValueError(f"stages.{stage.name}.training: {explain(error)}") from None
         _check_stage(recipe, stage)
-    if recipe.task.kind == "masked-lm":
+    if recipe.task.kind in ("masked-lm", "causal-lm"):
         _check_text_alone(recipe)
+    if recipe.task.kind == "causal-lm":
+        _check_words(recipe)
     _refuse_idle(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
@@ -71,26 +73,75 @@ def _refuse_idle(recipe: Recipe) -> None:
 def _check_text_alone(recipe: Recipe) -> None:
     """Refuse what a language model's run has no use for."""
     if recipe.teacher is not None and len(recipe.teacher.models) > 1:
-        raise ValueError(f"task masked-lm takes one teacher, and {len(recipe.teacher.models)} are given; keep one")
+        raise ValueError(
+            f"task {recipe.task.kind} takes one teacher, and {len(recipe.teacher.models)} are given; keep one"
+        )
     if recipe.export.formats:
         raise ValueError(
-            f"export.formats {', '.join(recipe.export.formats)} are for classifiers, and the task is masked-lm; "
-            "give export=[]"
+            f"export.formats {', '.join(recipe.export.formats)} are for classifiers, and the task is "
+            f"{recipe.task.kind}; give export=[]"
         )
     for name in ("corpus", "unlabelled", "augmentation"):
         if getattr(recipe.data, name) is not None:
             raise ValueError(
-                f"data.{name} is for tasks with labels, and the task is masked-lm; give all text as data.train and "
-                f"leave data.{name} out"
+                f"data.{name} is for tasks with labels, and the task is {recipe.task.kind}; give all text as "
+                f"data.train and leave data.{name} out"
             )
+
+
+def _check_words(recipe: Recipe) -> None:
+    """Refuse terms that the words kept of a causal language model's teacher cannot serve."""
+    if recipe.assistant is not None:
+        raise ValueError("assistant is about masked-lm stages, and the task is causal-lm; drop it with assistant=null")
+    soft = {stage.name: stage.objectives.soft_targets for stage in recipe.stages if stage.objectives.soft_targets}
+    if recipe.teacher is None or recipe.teacher.words.keep in ("nothing", "dense"):
+        return
+    keep = recipe.teacher.words.keep
+    for name, term in soft.items():
+        if term.form == "mse":
+            raise ValueError(
+                f"stage '{name}' compares logits (soft_targets.form=mse), of which {keep} keeps few; give "
+                "teacher.words=nothing or another form"
+            )
+        if keep == "sampled" and term.form not in ("kl", "cross-entropy"):
+            raise ValueError(
+                f"stage '{name}' has soft_targets.form={term.form}, which needs tokens that are kept for certain, and "
+                "teacher.words=sampled keeps none; give teacher.words=head_and_tail or nothing"
+            )
+    temperatures = sorted({term.temperature for term in soft.values()})
+    if len(temperatures) > 1:
+        raise ValueError(
+            f"the stages' temperatures are {' and '.join(f'{t:g}' for t in temperatures)}, and {keep} is kept at one; "
+            "give one temperature, or teacher.words=dense or nothing"
+        )
+
+
+def _check_causal(stage: Stage) -> None:
+    """Refuse what a causal language model cannot learn from, or has no choice of."""
+    for name in ("hard_labels", "masked_lm", "feature_map"):
+        if getattr(stage.objectives, name) is not None:
+            raise ValueError(f"stage '{stage.name}' has {name}, which no causal-lm can learn from; use next_token")
+    if stage.objectives.hidden is not None and stage.objectives.hidden.form == "cls":
+        raise ValueError(
+            f"stage '{stage.name}' compares first tokens (hidden.form=cls), which of a causal-lm have seen nothing; "
+            "use mse or cosine"
+        )
+    for entry in ("on", "task"):
+        if getattr(stage, entry) is not None:
+            raise ValueError(f"stage '{stage.name}' has '{entry}', which a causal-lm has no choice of; leave it out")
 
 
 def _check_stage(recipe: Recipe, stage: Stage) -> None:
     """Refuse what cannot be: a term without its teacher or its text."""
     on_text = stage.on_text
+    causal = recipe.task.kind == "causal-lm"
+    if causal:
+        _check_causal(stage)
     for name in stage.objectives.names:
-        if recipe.teacher is None and name not in ("hard_labels", "masked_lm"):
+        if recipe.teacher is None and name not in ("hard_labels", "masked_lm", "next_token"):
             raise ValueError(f"stage '{stage.name}' has {name}, which needs a teacher; give teacher=...")
+        if not causal and name == "next_token":
+            raise ValueError(f"stage '{stage.name}' has next_token, which is about task causal-lm; use another term")
         if on_text and name == "hard_labels":
             raise ValueError(f"stage '{stage.name}' is about plain text, which has no hard_labels; use masked_lm")
         if not on_text and name == "masked_lm":

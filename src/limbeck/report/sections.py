@@ -35,6 +35,7 @@ TEST_NOTES = {
     "multi-label": f"{_SAME}Wilcoxon's signed-rank test of each example's share of right labels.",
     "regression": f"{_SAME}Wilcoxon's signed-rank test of each example's squared error.",
     "masked-lm": f"{_SAME}McNemar's exact test of right and wrong words.",
+    "causal-lm": f"{_SAME}Wilcoxon's signed-rank test of each example's share of right tokens.",
 }
 SLICE_NOTES = {
     "classification": "The share of right predictions among the examples of each true class and length.",
@@ -42,12 +43,14 @@ SLICE_NOTES = {
     "By length: the share of right label decisions.",
     "regression": "The mean squared error; less is better.",
     "masked-lm": "The share of hidden words that were filled in right, by the length of the text.",
+    "causal-lm": "",
 }
 CALIBRATION_NOTES = {
     "classification": "On the dashed line a model is right as often as it is sure; below the line it is overconfident. "
     "Larger marks hold more examples.",
     "multi-label": "On the dashed line labels are set as often as the model says. Larger marks hold more decisions.",
     "masked-lm": "On the dashed line a model is right as often as it is sure. Larger marks hold more words.",
+    "causal-lm": "On the dashed line a model is right as often as it is sure. Larger marks hold more tokens.",
 }
 
 
@@ -230,5 +233,7 @@ def _task(metrics: Metrics) -> str:
         return f"regression on {texts}"
     if task["kind"] == "masked-lm":
         return "masked words of plain text; one word of each test line is hidden"
+    if task["kind"] == "causal-lm":
+        return "the next token of a text"
     shown = ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else "")
     return f"{task['kind']} of {texts} into {count(len(labels))} classes: {shown}"

@@ -104,6 +104,7 @@ def headline(metrics: Metrics) -> list[Column]:
 
     columns: list[tuple[str, bool, Callable[[str], Cell]]] = [
         (title(metric), True, quality),
+        ("Perplexity", True, lambda model: quality_cell(metrics, model, "perplexity")),
         ("Retention", False, ratio),
         ("Agreement", False, agreement),
         ("KL", False, own("{:.3f}".format, "fidelity", "kl")),

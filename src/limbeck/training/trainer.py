@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from limbeck.anatomy import Capture, WordsAt
+from limbeck.anatomy import Capture, StatesAt, WordsAt
 from limbeck.objectives import Term
+from limbeck.objectives.vocabulary import over_vocabulary, word_scores
 from limbeck.signals import Signals, SignalSource, Wanted
 from limbeck.tasks.text import Batch, model_inputs
 
@@ -53,7 +54,8 @@ class DistillationTrainer(Trainer):
     Args:
         terms: the loss.
         source: where the teacher's signals come from; none when no term needs a teacher.
-        words: makes a masked language model compute its words at the batch's `positions` alone.
+        words: makes a masked language model compute its words at the batch's `positions` alone, or a causal one stop
+            before it computes any.
         dropout: whether the student's dropout is on.
         eval_collator: makes a validation's batches; the training's own when not given.
         kwargs: `Trainer`'s own.
@@ -64,7 +66,7 @@ class DistillationTrainer(Trainer):
         *,
         terms: Sequence[Term],
         source: SignalSource | None,
-        words: WordsAt | None = None,
+        words: WordsAt | StatesAt | None = None,
         dropout: bool = True,
         eval_collator: Callable[..., Batch] | None = None,
         **kwargs: Any,  # noqa: ANN401
@@ -127,12 +129,10 @@ class DistillationTrainer(Trainer):
         def weigh(student: nn.Module, args: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
             nonlocal outputs
             outputs = output
-            signals = self.capture.signals(getattr(output, "logits", None))
-            losses = torch.stack([term.total(signals, teacher, inputs) for term in self.terms]) / counts
+            losses, loss = self._weigh(output, teacher, inputs, counts)
             # Summed on the device and read only when logged: no synchronisation per step.
-            self._sums = losses.detach() if self._sums is None else self._sums + losses.detach()
-            weighted = torch.stack([term.weight * each for term, each in zip(self.terms, losses, strict=True)])
-            return weighted.sum() * float(self.args.world_size)
+            self._sums = losses if self._sums is None else self._sums + losses
+            return loss * float(self.args.world_size)
 
         # The loss is computed within the student's forward pass: DistributedDataParallel looks at what that returns to
         # tell which weights get a gradient. Projections do and are used outside of the model; a pooler may not.
@@ -143,6 +143,36 @@ class DistillationTrainer(Trainer):
             handle.remove()
         return (loss, outputs) if return_outputs else loss
 
+    def _weigh(
+        self,
+        output: Any,  # noqa: ANN401
+        teacher: Signals | None,
+        inputs: Batch,
+        counts: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each term's share of its mean, float32 [terms] without a graph, and their weighted sum."""
+        scales = torch.tensor([term.weight for term in self.terms], device=counts.device) / counts
+        apart = isinstance(self.words, StatesAt)
+        at_words = [apart and term.student.logits for term in self.terms]
+        signals = self.capture.signals(None if apart else getattr(output, "logits", None))
+        totals = torch.zeros(len(self.terms), device=counts.device)
+        loss = torch.zeros((), device=counts.device)
+        for number, term in enumerate(self.terms):
+            if not at_words[number]:
+                total = term.total(signals, teacher, inputs)
+                totals[number] = total.detach()
+                loss = loss + scales[number] * total
+        if isinstance(self.words, StatesAt):
+            states = self.words.take()
+            if any(at_words):
+                chosen = torch.tensor(at_words, device=counts.device)
+                terms = [term for term, at in zip(self.terms, at_words, strict=True) if at]
+                source = teacher.at_words if teacher is not None else None
+                each, some = over_vocabulary(terms, scales[chosen], states, self.words.head, source, inputs["targets"])
+                totals[chosen] = each
+                loss = loss + some
+        return totals / counts, loss
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -150,10 +180,18 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Logits and labels of a validation batch; of words, how many were right and asked for [1, 2]."""
+        """Logits and labels of a validation batch; of words, how many were right and asked for [1, 2].
+
+        Of a causal language model the negative log-likelihood of its words, too [1, 3].
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = self._forward(model, inputs).logits.float()
+            output = self._forward(model, inputs)
+            if isinstance(self.words, StatesAt):
+                loss, right = word_scores(self.words.take(), self.words.head, inputs["targets"])
+                sums = torch.stack([loss.sum(), right.sum(), torch.full_like(loss[0], len(loss))])
+                return None, sums[None], torch.zeros(1, device=loss.device)
+            logits = output.logits.float()
         if "targets" not in inputs:
             return None, logits, inputs["labels"]
         # Words over a whole vocabulary are too many to gather; a batch's sums are enough for the metrics.
@@ -173,7 +211,8 @@ class DistillationTrainer(Trainer):
     def _forward(self, model: nn.Module, inputs: Batch) -> Any:  # noqa: ANN401
         if self.words is not None:
             self.words.positions = inputs["positions"]
-        return model(**model_inputs(inputs))
+        options = {"use_cache": False} if isinstance(self.words, StatesAt) else {}
+        return model(**model_inputs(inputs), **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean, unweighted, since the last log."""

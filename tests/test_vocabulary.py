@@ -48,7 +48,7 @@ def chunked(model, batch, loss, teacher) -> tuple[torch.Tensor, torch.Tensor]:
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         assert output.logits.shape[1] == 0
         scales = torch.tensor([term.weight / len(batch["targets"]) for term in loss])
-        return vocabulary.over_vocabulary(loss, scales, stop.take(), stop.head, teacher, batch["targets"])
+        return vocabulary.over_vocabulary(loss, scales, stop.take(), stop.head, teacher, batch)
     finally:
         stop.close()
 

@@ -29,8 +29,8 @@ class SoftTargets:
     masked-lm: an example is a token, with logits [N, V] at the batch's `positions`: every valid token, or of those only
     the ones with a `targets` int64 [N] other than -100 where the recipe says `positions: masked` (DistilBERT's
     `restrict_ce_to_mask`).
-    causal-lm: an example is a token to be predicted; the teacher's logits may be wider than the vocabulary, whose
-    padding is left out, or sparse words.
+    causal-lm: an example is a token to be predicted, weighed by the batch's `importance` float32 [N] where it has one;
+    the teacher's logits may be wider than the vocabulary, whose padding is left out, or sparse words.
     multi-label: p and q are sigmoids; `kl` and `cross-entropy` alone, those of each label's two outcomes, mean over
     labels.
     regression: squared error of the two values in every form; there is no distribution to soften.
@@ -75,6 +75,8 @@ class SoftTargets:
         if isinstance(t, torch.Tensor):
             t = t.detach().float()[:, : self.vocabulary]
         losses = self._losses(s, t)
+        if "importance" in batch:  # answers that were not drawn from the student alone
+            losses = losses * batch["importance"]
         if self.positions == "masked":
             losses = losses.masked_fill(batch["targets"] == -100, 0)
         return losses.sum()

@@ -15,6 +15,7 @@ from limbeck.tasks.text import Batch
 
 ON_CPU, ON_GPU = 2**22, 2**27
 """Logits of a chunk: what a processor's cache holds, and half a gigabyte."""
+_BY_POSITION = ("targets", "positions", "importance", "advantages")
 
 
 def over_vocabulary(
@@ -23,7 +24,7 @@ def over_vocabulary(
     states: torch.Tensor,
     head: VocabularyHead,
     teacher: WordSource | None,
-    targets: torch.Tensor,
+    batch: Batch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each term's total, and their weighted sum as a function of the states and the head's weights.
 
@@ -37,7 +38,7 @@ def over_vocabulary(
         states: the student's last states at the positions that count, [N, d].
         head: the student's.
         teacher: gives the teacher's words at the same positions; none when no term needs a teacher.
-        targets: the tokens that follow, int64 [N].
+        batch: its `targets`, the tokens that follow, int64 [N], and whatever else it says of each position.
 
     Returns:
         The totals float32 [terms], without a graph, and the loss, a float32 scalar.
@@ -46,6 +47,9 @@ def over_vocabulary(
     learns = torch.is_grad_enabled() and states.requires_grad
     inputs = [states, weight, *([bias] if bias is not None else [])]
     gradients = [torch.zeros_like(each) for each in inputs] if learns else []
+    about = {name: batch[name] for name in _BY_POSITION if name in batch}
+    if "own" in batch:
+        about["own"] = batch["own"].expand(len(states))
     totals = torch.zeros(len(terms), device=states.device)
     for some in chunks(len(states), head):
         x = states.detach()[some]
@@ -54,8 +58,8 @@ def over_vocabulary(
         with torch.set_grad_enabled(learns):
             raw.requires_grad_(learns)
             said = Signals(logits=teacher.words(some)) if teacher is not None else None
-            batch: Batch = {"targets": targets[some], "positions": targets[some]}
-            each = torch.stack([term.total(Signals(logits=head.finish(raw)), said, batch) for term in terms])
+            part = {name: tensor[some] for name, tensor in about.items()}
+            each = torch.stack([term.total(Signals(logits=head.finish(raw)), said, part) for term in terms])
         totals += each.detach()
         if learns:
             (gradient,) = torch.autograd.grad((each * scales).sum(), raw)

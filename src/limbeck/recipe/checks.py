@@ -29,6 +29,8 @@ def check_recipe(recipe: Recipe) -> None:
         _check_text_alone(recipe)
     if recipe.task.kind == "causal-lm":
         _check_words(recipe)
+    elif recipe.teacher is not None and recipe.teacher.words is not None:
+        raise ValueError(f"teacher.words is about causal-lm, and the task is {recipe.task.kind}; drop teacher.words")
     _refuse_idle(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
@@ -94,9 +96,17 @@ def _check_words(recipe: Recipe) -> None:
     if recipe.assistant is not None:
         raise ValueError("assistant is about masked-lm stages, and the task is causal-lm; drop it with assistant=null")
     soft = {stage.name: stage.objectives.soft_targets for stage in recipe.stages if stage.objectives.soft_targets}
-    if recipe.teacher is None or recipe.teacher.words.keep in ("nothing", "dense"):
+    if recipe.teacher is None or recipe.teacher.words is None:
         return
     keep = recipe.teacher.words.keep
+    for stage in recipe.stages:
+        if stage.on_policy is not None and stage.objectives.needs_teacher and keep != "nothing":
+            raise ValueError(
+                f"stage '{stage.name}' learns from the student's own answers, on which no words are kept; give "
+                "teacher.words=nothing or leave it out"
+            )
+    if keep in ("nothing", "dense"):
+        return
     for name, term in soft.items():
         if term.form == "mse":
             raise ValueError(
@@ -126,9 +136,27 @@ def _check_causal(stage: Stage) -> None:
             f"stage '{stage.name}' compares first tokens (hidden.form=cls), which of a causal-lm have seen nothing; "
             "use mse or cosine"
         )
+    if stage.objectives.policy_gradient is not None and stage.on_policy is None:
+        raise ValueError(
+            f"stage '{stage.name}' has policy_gradient, which is about the student's own answers; give it on_policy"
+        )
     for entry in ("on", "task"):
         if getattr(stage, entry) is not None:
             raise ValueError(f"stage '{stage.name}' has '{entry}', which a causal-lm has no choice of; leave it out")
+
+
+def _check_terms(recipe: Recipe, stage: Stage) -> None:
+    """Refuse a term without its teacher, or of another task."""
+    on_text, causal = stage.on_text, recipe.task.kind == "causal-lm"
+    for name in stage.objectives.names:
+        if recipe.teacher is None and name not in ("hard_labels", "masked_lm", "next_token"):
+            raise ValueError(f"stage '{stage.name}' has {name}, which needs a teacher; give teacher=...")
+        if not causal and name in ("next_token", "policy_gradient"):
+            raise ValueError(f"stage '{stage.name}' has {name}, which is about task causal-lm; use another term")
+        if on_text and name == "hard_labels":
+            raise ValueError(f"stage '{stage.name}' is about plain text, which has no hard_labels; use masked_lm")
+        if not on_text and name == "masked_lm":
+            raise ValueError(f"stage '{stage.name}' has masked_lm, which is about plain text; add task: masked-lm")
 
 
 def _check_stage(recipe: Recipe, stage: Stage) -> None:
@@ -137,15 +165,9 @@ def _check_stage(recipe: Recipe, stage: Stage) -> None:
     causal = recipe.task.kind == "causal-lm"
     if causal:
         _check_causal(stage)
-    for name in stage.objectives.names:
-        if recipe.teacher is None and name not in ("hard_labels", "masked_lm", "next_token"):
-            raise ValueError(f"stage '{stage.name}' has {name}, which needs a teacher; give teacher=...")
-        if not causal and name == "next_token":
-            raise ValueError(f"stage '{stage.name}' has next_token, which is about task causal-lm; use another term")
-        if on_text and name == "hard_labels":
-            raise ValueError(f"stage '{stage.name}' is about plain text, which has no hard_labels; use masked_lm")
-        if not on_text and name == "masked_lm":
-            raise ValueError(f"stage '{stage.name}' has masked_lm, which is about plain text; add task: masked-lm")
+    elif stage.on_policy is not None:
+        raise ValueError(f"stage '{stage.name}' has on_policy, which is about task causal-lm; drop it")
+    _check_terms(recipe, stage)
     if stage.task is not None and not stage.on_text:
         raise ValueError(
             f"stage '{stage.name}' has task {stage.task.kind}; its own can only be masked-lm, so leave it out"

@@ -161,8 +161,9 @@ class Teacher(Section):
     teacher's own body when not given."""
     features: list[int] = []
     """More layers whose [CLS] state is kept as knowledge, counted from 1; -1 is the last."""
-    words: Words = Words()
-    """causal-lm: what is kept of its words."""
+    words: Words | None = None
+    """causal-lm: what is kept of its words. When not given: `head_and_tail`, or nothing where a stage learns from the
+    student's own answers."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples per forward pass."""
 
@@ -264,6 +265,20 @@ class Training(Section):
     """Trackers to report to, by their names in transformers: `tensorboard`, `wandb`, `mlflow`, ..."""
 
 
+class OnPolicy(Section):
+    """Learning from the student's own answers."""
+
+    shorthand: ClassVar[str | None] = "share"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the updates that are about the student's own answers to the prompts, not the data's."""
+    max_new_tokens: Count = 128
+    """The longest answer."""
+    temperature: Positive = 1.0
+    """At which they are drawn."""
+    teacher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """How much of the teacher's distribution is mixed into the one that they are drawn from (MiniLLM)."""
+
+
 class Stage(Section):
     """One training phase."""
 
@@ -283,6 +298,8 @@ class Stage(Section):
     that layer alone."""
     objectives: Objectives
     """The loss."""
+    on_policy: OnPolicy | None = None
+    """causal-lm: learn from the student's own answers, too."""
     training: dict[str, Any] = {}
     """What differs from the recipe's `training` in this stage."""
 
@@ -351,6 +368,9 @@ class Recipe(Section):
         if self.task.kind == "masked-lm":
             for stage in self.stages:
                 stage.task = stage.task or self.task
+        if self.task.kind == "causal-lm" and self.teacher is not None and self.teacher.words is None:
+            own = any(stage.on_policy is not None for stage in self.stages)
+            self.teacher.words = Words(keep="nothing" if own else "head_and_tail")
         check_recipe(self)
         return self
 

@@ -54,6 +54,26 @@ class NextToken(Section):
     """Its share of the loss."""
 
 
+class PolicyGradient(Section):
+    """What the student's own answers lead to: the part of the reverse KL divergence that looks ahead (MiniLLM)."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    length_normalised: bool = True
+    """Take the mean of the rewards that follow, not their sum: without it short answers are favoured."""
+
+
+class Contrastive(Section):
+    """Tell the teacher's state of a token from its states of the others."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    temperature: Positive = 0.05
+    """Cosines are divided by it."""
+
+
 class Embedding(Section):
     """Squared error of what the first layer reads, token by token."""
 
@@ -129,6 +149,8 @@ class Objectives(Section):
     """Learn to fill in the masked words of plain text."""
     next_token: NextToken | None = None
     """Learn to go on with a text."""
+    policy_gradient: PolicyGradient | None = None
+    """Learn from what its own answers lead to."""
     embedding: Embedding | None = None
     """Learn from the teacher's embeddings."""
     hidden: Hidden | None = None
@@ -139,6 +161,8 @@ class Objectives(Section):
     """Learn from the relations among the teacher's queries, keys and values."""
     feature_map: FeatureMap | None = None
     """Learn from the teacher's hidden states as MobileBERT does."""
+    contrastive: Contrastive | None = None
+    """Learn to tell the teacher's states apart."""
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Objectives:

@@ -39,6 +39,8 @@ class LiveTeacher:
             self._words.positions = batch["positions"]
         with hardware.autocast(self.precision):
             output = self.model(**model_inputs(batch), **self._options)
+        if self._words is not None:
+            self._words.positions = None  # whoever runs the model otherwise gets all of it
         if not isinstance(self._words, StatesAt):
             return self.capture.signals(getattr(output, "logits", None))
         said = self.capture.signals()

@@ -36,6 +36,7 @@ from limbeck.tasks import Task, collate, encode
 from limbeck.tasks.causal_lm import CausalBatches
 from limbeck.tasks.masked_lm import TEXT_LENGTH, MaskedBatches, encode_corpus
 from limbeck.teachers import LiveTeacher
+from limbeck.training.on_policy import OwnAnswers
 from limbeck.training.phases import Phase, kept_layers, phases_of
 from limbeck.training.words import encode_language, language_metrics, sample
 
@@ -69,6 +70,7 @@ class Lesson:
         validate: tokenised examples to judge by, where the phase trains what the metric measures.
         collate: makes batches; takes the running epoch.
         metrics: of a validation.
+        own_answers: makes batches of the student's own answers.
     """
 
     model: PreTrainedModel
@@ -80,6 +82,7 @@ class Lesson:
     validate: Dataset | None
     collate: Callable[[Callable[[], int]], Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]]
     metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    own_answers: OwnAnswers | None = None
 
     def close(self) -> None:
         """Leave the models as they were."""
@@ -210,7 +213,7 @@ def prepare_lesson(
         precision = hardware.pick_precision(recipe.training_of(phase.stage).precision)
         source = LiveTeacher(teacher.model, its, precision, causal)
     if causal:
-        return _about_language(student, recipe, splits, terms, mine, source)
+        return _about_language(phase, student, recipe, splits, terms, mine, source)
     if on_text:
         return _about_text(phase, student, recipe, splits, terms, mine, source, teacher)
     tokenizer = student.tokenizer
@@ -275,8 +278,18 @@ def _about_text(
 
 
 def _about_language(
-    student: Checkpoint, recipe: Recipe, splits: Splits, terms: list[Term], mine: Wanted, source: SignalSource | None
+    phase: Phase,
+    student: Checkpoint,
+    recipe: Recipe,
+    splits: Splits,
+    terms: list[Term],
+    mine: Wanted,
+    source: SignalSource | None,
 ) -> Lesson:
+    section, own = phase.stage.on_policy, None
+    if section is not None:
+        mixed = source.model if section.teacher_share and isinstance(source, LiveTeacher) else None
+        own = OwnAnswers(section, student.tokenizer, recipe.seed, mixed)
     watched = encode_language(splits.validation, student, recipe.task)
     return Lesson(
         model=student.model,
@@ -288,13 +301,15 @@ def _about_language(
         validate=sample(watched, max(1, recipe.evaluation.examples // 2), recipe.seed),
         collate=lambda epoch: CausalBatches(student.tokenizer),
         metrics=language_metrics,
+        own_answers=own,
     )
 
 
 def asks_live(recipe: Recipe, its: Wanted) -> bool:
     """Whether a stage that is not about plain text needs the teacher at hand: what it reads is not kept."""
     assert recipe.teacher is not None
-    return its.by_token or (recipe.task.kind == "causal-lm" and recipe.teacher.words.keep == "nothing")
+    words = recipe.teacher.words
+    return its.by_token or (recipe.task.kind == "causal-lm" and words is not None and words.keep == "nothing")
 
 
 def check_same_tokens(student: Checkpoint, teacher: Checkpoint, pair: bool, causal: bool = False) -> None:

@@ -16,10 +16,11 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from limbeck.anatomy import Capture, StatesAt, WordsAt
-from limbeck.objectives import Term
+from limbeck.objectives import PolicyGradient, Term
 from limbeck.objectives.vocabulary import over_vocabulary, word_scores
-from limbeck.signals import Signals, SignalSource, Wanted
+from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.text import Batch, model_inputs
+from limbeck.training.on_policy import OwnAnswers, advantages
 
 
 class LengthGroupedByEpoch(LengthGroupedSampler):
@@ -56,6 +57,7 @@ class DistillationTrainer(Trainer):
         source: where the teacher's signals come from; none when no term needs a teacher.
         words: makes a masked language model compute its words at the batch's `positions` alone, or a causal one stop
             before it computes any.
+        own_answers: makes batches of the student's own answers.
         dropout: whether the student's dropout is on.
         eval_collator: makes a validation's batches; the training's own when not given.
         kwargs: `Trainer`'s own.
@@ -67,6 +69,7 @@ class DistillationTrainer(Trainer):
         terms: Sequence[Term],
         source: SignalSource | None,
         words: WordsAt | StatesAt | None = None,
+        own_answers: OwnAnswers | None = None,
         dropout: bool = True,
         eval_collator: Callable[..., Batch] | None = None,
         **kwargs: Any,  # noqa: ANN401
@@ -74,6 +77,7 @@ class DistillationTrainer(Trainer):
         super().__init__(**kwargs)
         self.terms = list(terms)
         self.source, self.words, self.dropout = source, words, dropout
+        self.own_answers = own_answers
         self.capture = Capture(self.model, reduce(or_, (term.student for term in self.terms), Wanted()))
         self.data_collator: Any
         self.eval_collator = eval_collator or self.data_collator
@@ -102,6 +106,9 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Batch], torch.Tensor]:
         """The micro-batches of one update, and each term's count over all of them on all processes, float32 [terms]."""
         batches = list(islice(epoch_iterator, num_batches))
+        update = self.state.global_step
+        if self.own_answers is not None and self.own_answers.wanted(update):
+            batches = [self._answered(batch, update, number) for number, batch in enumerate(batches)]
         counts = torch.zeros(len(self.terms), device=device)
         for batch in batches:
             counts += torch.stack([term.count(batch) for term in self.terms]).to(device)
@@ -109,6 +116,24 @@ class DistillationTrainer(Trainer):
             counts = self.accelerator.reduce(counts, "sum")
         self._batches += bool(batches)
         return batches, counts
+
+    def _answered(self, batch: Batch, update: int, number: int) -> Batch:
+        """A micro-batch with the student's own answers."""
+        assert self.own_answers is not None
+        assert isinstance(self.words, StatesAt)
+        part = number * self.args.world_size + self.args.process_index
+        return self.own_answers(self.accelerator.unwrap_model(self.model), batch, update, part)
+
+    def _with_advantages(self, inputs: Batch, states: torch.Tensor, teacher: WordSource | None) -> Batch:
+        """The batch with what each of its tokens led to, where a term asks for it."""
+        term = next((term for term in self.terms if isinstance(term, PolicyGradient)), None)
+        if term is None or teacher is None:
+            return inputs
+        assert isinstance(self.words, StatesAt)
+        assert self.own_answers is not None
+        size = max(self.own_answers.tokenizer.get_vocab().values()) + 1
+        found = advantages(inputs, states.detach(), self.words.head, teacher, size, term.normalised)
+        return inputs | {"advantages": found}
 
     def compute_loss(
         self,
@@ -168,7 +193,9 @@ class DistillationTrainer(Trainer):
                 chosen = torch.tensor(at_words, device=counts.device)
                 terms = [term for term, at in zip(self.terms, at_words, strict=True) if at]
                 source = teacher.at_words if teacher is not None else None
-                each, some = over_vocabulary(terms, scales[chosen], states, self.words.head, source, inputs["targets"])
+                if "own" in inputs and self.own_answers is not None:
+                    inputs = self._with_advantages(inputs, states, source)
+                each, some = over_vocabulary(terms, scales[chosen], states, self.words.head, source, inputs)
                 totals[chosen] = each
                 loss = loss + some
         return totals / counts, loss
@@ -212,7 +239,11 @@ class DistillationTrainer(Trainer):
         if self.words is not None:
             self.words.positions = inputs["positions"]
         options = {"use_cache": False} if isinstance(self.words, StatesAt) else {}
-        return model(**model_inputs(inputs), **options)
+        try:
+            return model(**model_inputs(inputs), **options)
+        finally:
+            if self.words is not None:
+                self.words.positions = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean, unweighted, since the last log."""

@@ -51,6 +51,7 @@ def sample(encoded: Dataset, count: int, seed: int) -> Dataset:
 def ask_for_words(recipe: Recipe, table: Dataset, teacher: Checkpoint, root: Path) -> WordStore:
     """What the teacher says of the words of the training text, kept at the temperature of the recipe's stages."""
     assert recipe.teacher is not None
+    assert recipe.teacher.words is not None
     words = recipe.teacher.words
     soft = next(s.objectives.soft_targets for s in recipe.stages if s.objectives.soft_targets is not None)
     form = words_format(words.keep, *words.counts, words.bits, teacher.tokenizer, soft.temperature)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from limbeck.errors import InputError
+from limbeck.gguf import find_gguf, open_gguf
 from limbeck.tasks.task import Task
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -122,6 +124,55 @@ def open_language_model(
         raise InputError(
             f"'{name}' was never trained to fill in words ({', '.join(missing[:3])} missing); train it first: "
             f"limbeck train pretrain student={name} data=TEXT output=..."
+        )
+    return checkpoint
+
+
+def open_causal(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """A causal language model with its tokenizer, in float32; a tokenizer without a padding token pads with its end.
+
+    Args:
+        name: a folder, a name on the hub, a .gguf file, or a folder that holds one such file and no `config.json`.
+        revision: the hub's commit, tag or branch.
+        trust_remote_code: run code that the model brings along.
+
+    Raises:
+        InputError: see `open_config` and `open_gguf`; no tokenizer; weights that do not fit the configuration; an
+            untrained head; a model that looks ahead, such as bert.
+    """
+    path = find_gguf(name)
+    if path is not None:
+        try:
+            with quiet():
+                checkpoint = Checkpoint(*open_gguf(path), name)
+        except InputError:
+            raise
+        except Exception as error:  # an architecture that transformers does not read, broken tensors
+            raise InputError(f"'{name}' does not open as a causal language model: {_reason(error)}") from None
+    else:
+        checkpoint = _open_causal_folder(name, revision, trust_remote_code)
+    tokenizer = checkpoint.tokenizer
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return checkpoint
+
+
+def _open_causal_folder(name: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+    what = "a causal language model"
+    checkpoint, missing = _open(name, AutoModelForCausalLM, what, revision, trust_remote_code)
+    if missing:
+        raise InputError(
+            f"'{name}' was never trained to write text ({', '.join(missing[:3])} missing); give the causal language "
+            "model itself"
+        )
+    # By what it does: configurations say it each in their own way, and bert opens as a language model, too.
+    ids = torch.tensor([[0, 1], [0, 2]], device=checkpoint.model.device)
+    with torch.no_grad():
+        one, other = checkpoint.model.eval()(input_ids=ids).logits[:, 0]
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+        raise InputError(
+            f"'{name}' is a {checkpoint.model.config.model_type} that looks ahead, so it cannot write text from left "
+            "to right; give a causal language model such as llama or gpt2"
         )
     return checkpoint
 

@@ -249,4 +249,4 @@ def _write_weights(writer: Any, model: PreTrainedModel, kind: Kind) -> None:  # 
 
 def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows in the order of llama.cpp's rotation, which pairs neighbours where transformers pairs halves of a head."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)

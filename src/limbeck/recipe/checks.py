@@ -28,9 +28,20 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.task.kind == "masked-lm":
         _check_text_alone(recipe)
     _refuse_idle(recipe)
+    _check_gguf(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
         raise ValueError("without a teacher the student's start must be given; add student=MODEL")
+
+
+def _check_gguf(recipe: Recipe) -> None:
+    """Refuse GGUF for models that llama.cpp would not read as they are."""
+    asked = [name for name in recipe.export.formats if name.startswith("gguf")]
+    if asked and str(recipe.task.kind) != "causal-lm":
+        raise ValueError(
+            f"export.formats has {asked[0]}, which is for language models that write, and the task is "
+            f"{recipe.task.kind}; give onnx or int8 instead"
+        )
 
 
 def _check_names(stages: list[Stage]) -> None:

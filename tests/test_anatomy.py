@@ -40,8 +40,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "share_att_key": True,
     },
     "llama": {"num_key_value_heads": 2},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": None},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
     "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8, "use_sliding_window": True, "sliding_window": 4}
+    | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    "smollm3": {"num_key_value_heads": 2, "no_rope_layer_interval": 2},
+    "gemma": {"num_key_value_heads": 2, "head_dim": 8},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
+    | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "vit": {"image_size": 16, "patch_size": 4},
     "deit": {"image_size": 16, "patch_size": 4},
 }

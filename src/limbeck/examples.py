@@ -77,6 +77,13 @@ def _language_table(source: Source, use: str, objects: Mapping[str, Any]) -> Dat
     return data.read_chat(table) if data.is_chat(table) else data.read_corpus(source, objects)
 
 
+def texts_for_width(recipe: Recipe, objects: Mapping[str, Any]) -> list[str] | None:
+    """Some of the training text of a language model, where a narrower student is to be cut by what is active on it."""
+    if recipe.student.width is None:
+        return None
+    return some_texts(_language_table(recipe.data.train, "train", objects))
+
+
 def some_texts(table: Dataset) -> list[str]:
     """The first texts of a table, to try a tokenizer on."""
     if "messages" in table.column_names:

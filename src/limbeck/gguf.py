@@ -159,26 +159,38 @@ def _mend(config: PreTrainedConfig, metadata: dict[str, Any], tokenizer: PreTrai
 
 
 def _tokenizer(path: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer that the entries describe."""
-    tokenizer: PreTrainedTokenizerBase
-    if metadata.get("tokenizer.ggml.model") != "gpt2":
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        tokenizer.chat_template = metadata.get("tokenizer.chat_template")
-        return tokenizer
+    if metadata.get("tokenizer.ggml.model") == "gpt2":
+        return tokenizer_of(metadata, path.name)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    return tokenizer
+
+
+def tokenizer_of(metadata: dict[str, Any], where: str) -> PreTrainedTokenizerFast:
+    """The byte-level tokenizer that a file's entries describe. Ids that the file calls unused have no token.
+
+    Args:
+        metadata: entries by name; `tokenizer.ggml.model` is gpt2.
+        where: what the user calls the file, for the message.
+
+    Raises:
+        InputError: a splitting of text that is not known.
+    """
     name = metadata.get("tokenizer.ggml.pre", "default")
     splitting = next((each for each in SPLITTINGS if name in each.names), None)
     if splitting is None:
         raise InputError(
-            f"{path.name} splits text by the rules of '{name}', which are not known here, so its tokens would be "
+            f"{where} splits text by the rules of '{name}', which are not known here, so its tokens would be "
             "wrong; give the model's Hugging Face folder instead"
         )
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    used = [(token, index, kinds[index]) for index, token in enumerate(tokens) if kinds[index] != UNUSED]
+    vocabulary = {token: index for token, index, _ in used}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.whole_words))
     backend.normalizer = normalizers.NFC() if splitting.composed else None
     backend.pre_tokenizer, backend.decoder = splitting.pre_tokenizer(), decoders.ByteLevel()
-    whole = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)]
+    whole = [(token, kind) for token, _, kind in used if kind in (CONTROL, USER_DEFINED)]
     backend.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL) for token, kind in whole])
     ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     found = {short: metadata.get(f"tokenizer.ggml.{long}_token_id") for short, long in ids.items()}

@@ -27,7 +27,7 @@ from limbeck.data import Splits
 from limbeck.data.augmentation import augment
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_language, evaluate_models
-from limbeck.exporting import OnnxModel, export_model
+from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
@@ -106,7 +106,7 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
     with full_disk_explained():
         folder = RunFolder(Path(recipe.output))
         if recipe.export.formats:
-            require_onnx()
+            (require_gguf if recipe.task.kind == "causal-lm" else require_onnx)()
         ready = prepare(recipe, objects or {}, folder)
         enlarge(recipe, ready, objects or {})
         knowledge = ask_teacher(recipe, ready) if ready.plan.stored else None
@@ -114,11 +114,19 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
         name, main = next(iter(trained.items()))
         if not hardware.processes().is_main_process:
             return Run(folder.path, {}, main.checkpoint.model, main.checkpoint.tokenizer)
-        exports = export_model(main.checkpoint, folder.path / name, recipe.export.formats, ready.task.pair)
+        exports = _export(recipe, main.checkpoint, folder.path / name, ready.task)
         metrics = measure(recipe, ready, knowledge, trained, exports, folder)
         write_card(metrics, dump(recipe), folder.path / name)
         write_report(metrics, dump(recipe), folder.report)
         return Run(folder.path, metrics, main.checkpoint.model, main.checkpoint.tokenizer)
+
+
+def _export(recipe: Recipe, student: Checkpoint, folder: Path, task: Task) -> dict[str, Path]:
+    """The student in the forms that the recipe asks for, by name."""
+    if task.kind != "causal-lm":
+        return export_model(student, folder, recipe.export.formats, task.pair)
+    files = {name: GGUF_FILES[name] for name in recipe.export.formats}
+    return {name: export_gguf(student, folder / file, kind) for name, (file, kind) in files.items()}
 
 
 def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Prepared:
@@ -130,12 +138,16 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     general = open_general(recipe, teachers)
     given = _open(recipe.student.model, objects) if recipe.student.model else None
     if recipe.task.kind in ("masked-lm", "causal-lm"):
-        student = build_student(recipe.student, given, first(teachers), Task(recipe.task.kind, ()), recipe.seed)
+        kind, texts = Task(recipe.task.kind, ()), examples.texts_for_width(recipe, objects)
+        student = build_student(recipe.student, given, first(teachers), kind, recipe.seed, texts=texts)
+        if recipe.export.formats:
+            check_gguf(student)
         language = examples.words if recipe.task.kind == "masked-lm" else examples.language
         task, splits = language(recipe, objects, student)
     else:
         task, splits = examples.labelled(recipe, objects, teachers)
-        student = build_student(recipe.student, given, first(teachers), task, recipe.seed, general)
+        texts = examples.some_texts(splits.train)
+        student = build_student(recipe.student, given, first(teachers), task, recipe.seed, general, texts)
     for notice in splits.notices:
         say(f"data: {notice}")
     for checkpoint in [*teachers, student]:
@@ -344,6 +356,7 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
         teachers = {"teacher": ready.teachers[0]} if ready.teachers else {}
         encoded = encode_language(ready.splits.test, student, recipe.task)
         test = sample(encoded, recipe.evaluation.examples, recipe.seed)
+        made |= {f"student_{name.replace('-', '_')}": open_causal(str(path)) for name, path in exports.items()}
         return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed)
     models: dict[str, Asked] = {}
     if recipe.teacher is not None:

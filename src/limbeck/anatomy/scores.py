@@ -38,9 +38,26 @@ def causal(module: nn.Module, query: torch.Tensor, key: torch.Tensor, inputs: In
 
 
 def rotary_causal(module: nn.Module, query: torch.Tensor, key: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """Llama: rotary positions; several query heads share a key head."""
-    query, key = apply_rotary_pos_emb(query, key, *inputs["position_embeddings"])
-    return causal(module, query, key.repeat_interleave(query.shape[1] // key.shape[1], dim=1), inputs)
+    """Llama and its like: rotary positions; several query heads share a key head.
+
+    Some normalise queries and keys first (Qwen3, Gemma 3), have layers without positions (SmolLM3), scale in a way of
+    their own or cap the scores (Gemma 2), or look back at a window only.
+    """
+    traits: Any = module
+    if hasattr(module, "q_norm"):
+        query, key = traits.q_norm(query), traits.k_norm(key)
+    if getattr(module, "use_rope", True):
+        query, key = apply_rotary_pos_emb(query, key, *inputs["position_embeddings"])
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    found: torch.Tensor = query * traits.scaling @ key.transpose(-1, -2)
+    cap = getattr(module, "attn_logit_softcapping", None)
+    if cap is not None:
+        found = torch.tanh(found / cap) * cap
+    place = torch.arange(query.shape[-2], device=query.device)
+    back = place[:, None] - place
+    window = getattr(module, "sliding_window", getattr(traits.config, "sliding_window", None))
+    unseen = back < 0 if window is None else (back < 0) | (back >= window)
+    return found.masked_fill(unseen, -math.inf)
 
 
 def rotary_windowed(module: nn.Module, query: torch.Tensor, key: torch.Tensor, inputs: Inputs) -> torch.Tensor:

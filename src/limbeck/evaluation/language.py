@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def evaluate_language(
     """Measure causal language models on held-out text.
 
     Args:
-        models: by name: `teacher`, `student`, `baseline`; those that there are. A teacher that reads with another
-            tokenizer is left out: its tokens are not the student's.
+        models: by name: `teacher`, `student`, `baseline`, `student_gguf`; those that there are. A teacher that reads with
+            another tokenizer is left out: its tokens are not the student's.
         test: examples of `limbeck.tasks.causal_lm` in the student's tokens.
         task: whose labels are the vocabulary.
         settings: resamples.
@@ -60,12 +61,13 @@ def evaluate_language(
         mine = said[name]
         figures, values[name] = _quality(where, mine, len(test), draws)
         size = sum(p.numel() for p in checkpoint.model.parameters())
+        file = Path(checkpoint.name)
         width = next(checkpoint.model.parameters()).element_size()
         measured[name] = {
             "quality": figures,
             "calibration": q.calibration_curve(mine["confidence"], mine["right"] == 1),
             "slices": {"class": {}, "length": {}},
-            "size": {"parameters": size, "bytes": size * width},
+            "size": {"parameters": size, "bytes": file.stat().st_size if file.is_file() else size * width},
             "speed": None,
         }
     if "teacher" in models:

@@ -32,9 +32,21 @@ def check_recipe(recipe: Recipe) -> None:
     elif recipe.teacher is not None and recipe.teacher.words is not None:
         raise ValueError(f"teacher.words is about causal-lm, and the task is {recipe.task.kind}; drop teacher.words")
     _refuse_idle(recipe)
+    _check_export(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
         raise ValueError("without a teacher the student's start must be given; add student=MODEL")
+
+
+def _check_export(recipe: Recipe) -> None:
+    """Refuse forms that models of the task do not come in."""
+    forms = {"masked-lm": (), "causal-lm": ("gguf", "gguf-q8")}.get(recipe.task.kind, ("onnx", "int8"))
+    wrong = [name for name in recipe.export.formats if name not in forms]
+    if wrong:
+        raise ValueError(
+            f"export.formats has {wrong[0]}, which models of task {recipe.task.kind} are not exported to; "
+            f"give export=[{', '.join(forms)}]"
+        )
 
 
 def _check_names(stages: list[Stage]) -> None:
@@ -77,11 +89,6 @@ def _check_text_alone(recipe: Recipe) -> None:
     if recipe.teacher is not None and len(recipe.teacher.models) > 1:
         raise ValueError(
             f"task {recipe.task.kind} takes one teacher, and {len(recipe.teacher.models)} are given; keep one"
-        )
-    if recipe.export.formats:
-        raise ValueError(
-            f"export.formats {', '.join(recipe.export.formats)} are for classifiers, and the task is "
-            f"{recipe.task.kind}; give export=[]"
         )
     for name in ("corpus", "unlabelled", "augmentation"):
         if getattr(recipe.data, name) is not None:

@@ -197,6 +197,24 @@ Depth = list[int] | Count | Literal["half", "all"]
 """How many layers to keep, or which, counted from 0."""
 
 
+class Width(Section):
+    """The widths of a student cut from a model; what is not given stays.
+
+    Which units are kept is measured on the training text: those that are active most.
+    """
+
+    hidden_size: Count | None = None
+    """Channels of the hidden states."""
+    intermediate_size: Count | None = None
+    """Neurons of each feed-forward network."""
+    num_attention_heads: Count | None = None
+    """Heads of each layer. They are cut together with the key and value head that they share."""
+    num_key_value_heads: Count | None = None
+    """Heads of keys and values of each layer."""
+    head_dim: Count | None = None
+    """Channels of a head; they cannot be cut, so this can only be the teacher's."""
+
+
 class Student(Section):
     """The small model: cut from the teacher, another checkpoint (whole, or cut to `layers`), or a fresh shape."""
 
@@ -206,6 +224,8 @@ class Student(Section):
     nothing is given."""
     pattern: Literal["alternate", "first", "last", "spaced"] = "spaced"
     """Which layers a number keeps; `limbeck methods layers` prints the table."""
+    width: Width | None = None
+    """Narrower hidden states, feed-forward networks and fewer heads. All layers stay unless `layers` says so."""
     model: str | None = None
     """Another checkpoint to start from: a folder or a name on the hub."""
     shape: dict[str, Any] | None = None
@@ -225,7 +245,7 @@ class Student(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
         if self.shape is not None:
-            given = [name for name in ("layers", "model") if getattr(self, name) is not None]
+            given = [name for name in ("layers", "width", "model") if getattr(self, name) is not None]
             if given:
                 raise ValueError(f"{given[0]} and shape exclude each other; keep one ({given[0]}=null drops it)")
         return self
@@ -327,8 +347,9 @@ class Export(Section):
     """The forms that the student is shipped in besides its Hugging Face folder."""
 
     shorthand: ClassVar[str | None] = "formats"
-    formats: list[Literal["onnx", "int8"]] = []
-    """`onnx` (float32) and `int8` (dynamic quantisation by ONNX Runtime). Both are evaluated like the student."""
+    formats: list[Literal["onnx", "int8", "gguf", "gguf-q8"]] = []
+    """`onnx` (float32) and `int8` (dynamic quantisation by ONNX Runtime), both evaluated like the student. Of language
+    models that write: `gguf` (float16) and `gguf-q8` (8 bits), for llama.cpp."""
 
 
 class Recipe(Section):

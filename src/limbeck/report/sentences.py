@@ -160,6 +160,9 @@ def initialisation(metrics: Metrics) -> str | None:
     whole = f"embeddings and {told}" if origin.get("random") else f"embeddings, head and {told}"
     told = f"the teacher's {whole}" if source == "the teacher" else f"{whole} of {source}"
     made = f", as a {origin['architecture']} model" if origin.get("architecture") else ""
+    if origin.get("width"):
+        sizes = ", ".join(f"{name} {value}" for name, value in origin["width"].items())
+        made = f", cut to {sizes} (units kept: {origin['units']})"
     return told + made + (" with a fresh head" if origin.get("random") else "")
 
 
@@ -188,6 +191,8 @@ def objective(stage: Stage, regression: bool) -> str:
     for name in stage.objectives.names:
         settings = getattr(stage.objectives, name).model_dump(exclude_none=True)
         weight = settings.pop("weight")
+        if settings.get("form") != "jsd":
+            settings.pop("beta", None)
         if not stage.on_text:
             settings.pop("positions", None)  # of a text there is one answer
             if regression and name == "soft_targets":

@@ -20,6 +20,8 @@ NAMES = {
     "baseline": "Baseline",
     "student_onnx": "Student, ONNX",
     "student_int8": "Student, int8",
+    "student_gguf": "Student, GGUF",
+    "student_gguf_q8": "Student, GGUF 8 bits",
 }
 """The models of a run in the order in which they are shown."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from limbeck.errors import InputError
 from limbeck.recipe.schema import Depth, Student
 from limbeck.students.conversion import as_distilbert
 from limbeck.students.fresh import fresh_student, tokenizer_for
-from limbeck.students.layers import chosen_layers, keep_layers
+from limbeck.students.layers import check_layers, chosen_layers, keep_layers
+from limbeck.students.width import check_width, choose_units, cut_width
 from limbeck.tasks import Task
 
 
@@ -23,6 +25,7 @@ def build_student(
     task: Task,
     seed: int,
     general: Checkpoint | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Checkpoint:
     """The student before training. How it was made is recorded in its configuration as `limbeck`.
 
@@ -33,6 +36,8 @@ def build_student(
         task: sets the head; a checkpoint that brings another head gets a new one.
         seed: fixes what is initialised at random.
         general: the language model that teaches first; a fresh shape's embeddings are taken from it.
+        texts: text like that to be trained on, by which the units of a narrower student are chosen; without any they
+            are the first.
 
     Raises:
         InputError: layers, names or shapes that cannot be; entries that the others leave without a meaning.
@@ -47,14 +52,14 @@ def build_student(
                 f"the student's model has {given.model.config.num_labels} outputs, the task has {task.outputs} "
                 f"({', '.join(task.labels)}); make it with num_labels={task.outputs}"
             )
-        return _cut(given, student, {"from": "model object", "model": student.model})
+        return _cut(given, student, {"from": "model object", "model": student.model}, texts)
     if student.model is not None:
         where = (student.model, student.revision, student.trust_remote_code)
         opened = _open(task, *where)
-        return _cut(opened, student, {"from": "checkpoint", "model": student.model})
+        return _cut(opened, student, {"from": "checkpoint", "model": student.model}, texts)
     if teacher is None:
         raise InputError("without a teacher the student's start must be given; add student=MODEL")
-    return _cut(teacher, student, {"from": "teacher"})
+    return _cut(teacher, student, {"from": "teacher"}, texts)
 
 
 def _open(task: Task, name: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
@@ -96,17 +101,29 @@ def _refuse_idle_entries(student: Student) -> None:
         )
 
 
-def _cut(source: Checkpoint, student: Student, origin: dict[str, Any]) -> Checkpoint:
-    """A copy of `source` with the layers that the recipe keeps: of a teacher half of them by default, else all."""
-    if student.layers is None and student.model is not None and student.architecture is None:
+def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Sequence[str] | None) -> Checkpoint:
+    """A copy of `source` with the layers and widths that the recipe keeps.
+
+    Of a teacher half of the layers by default, else all.
+    """
+    uncut = student.layers is None and student.width is None and student.architecture is None
+    if uncut and student.model is not None:
         return _record(Checkpoint(copy.deepcopy(source.model), source.tokenizer, source.name), origin)
-    kept: Depth = "half" if student.model is None else "all"
+    kept: Depth = "half" if student.model is None and student.width is None else "all"
     if student.layers is not None:
         kept = student.layers
     whose = "the teacher" if student.model is None else "student.model"
     depth = int(source.model.config.num_hidden_layers)
     layers = chosen_layers(kept, student.pattern, depth, model=whose)
     origin = origin | {"layers": layers}
+    if student.width is not None:
+        if student.architecture is not None:
+            raise InputError("student.width and student.architecture exclude each other; leave one of them out")
+        sizes = check_width(student.width, source.model.config)
+        check_layers(layers, depth)
+        units, how = choose_units(source, sizes, layers, texts)
+        model = cut_width(keep_layers(source.model, layers), units, layers)
+        return _record(Checkpoint(model, source.tokenizer, "student"), origin | {"width": sizes, "units": how})
     if student.architecture is None:
         return _record(Checkpoint(keep_layers(source.model, layers), source.tokenizer, "student"), origin)
     model = as_distilbert(source.model, layers)

@@ -127,4 +127,5 @@ def keep_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
             f"{config.model_type} does not build all its layers alike, so layers {list(layers)} do not fit in each "
             f"other's places ({' '.join(str(error).split())[:200]}); keep layer 0 first, or give student.shape"
         ) from None
+    student.generation_config = copy.deepcopy(getattr(teacher, "generation_config", None))
     return student

@@ -36,7 +36,7 @@ def evaluate_language(
     """Measure causal language models on held-out text.
 
     Args:
-        models: by name: `teacher`, `student`, `baseline`, `student_gguf`; those that there are. A teacher that reads with
+        models: by name: `teacher`, `student`, `baseline`, `student_gguf`; those there are. A teacher that reads with
             another tokenizer is left out: its tokens are not the student's.
         test: examples of `limbeck.tasks.causal_lm` in the student's tokens.
         task: whose labels are the vocabulary.

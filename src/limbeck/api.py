@@ -6,15 +6,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import data as data_room
+from limbeck import hardware
 from limbeck import recipe as recipe_room
 from limbeck import run as run_room
-from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
+from limbeck.checkpoints import (
+    Checkpoint,
+    check_tokenizer,
+    label_names,
+    open_classifier,
+    open_config,
+    place,
+    quiet,
+    weights_fingerprint,
+)
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_models
+from limbeck.evaluation.harness import measure, plan_benchmarks
 from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
 from limbeck.knowledge import Store
@@ -148,6 +160,40 @@ def evaluate(
     }
 
 
+def benchmark(
+    model: Model,
+    tasks: Sequence[str] | None = None,
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Measure a causal language model on published benchmarks, through lm-eval (the `harness` extra).
+
+    Args:
+        model: a folder, a run's folder, a hub name, a .gguf file, or `(model, tokenizer)`, which is measured on the
+            device and in the precision that it is in.
+        tasks: benchmarks such as `["lambada", "hellaswag"]`; all that `data` has files of when not given.
+        data: a folder of files (docs/benchmarks.md); the hub's data sets when not given.
+        limit: examples of each benchmark, drawn by `seed`; all when not given.
+        shots: examples with their answers in the prompt, drawn by `seed`, never from those that are measured.
+        seed: fixes both draws.
+        batch_size: examples computed at a time.
+
+    Returns:
+        `model`, `parameters`, `versions`, `settings` and `tasks`; see `limbeck.evaluation.harness.run_benchmarks`.
+
+    Raises:
+        InputError: lm-eval is not installed, an unknown benchmark, a missing file, wrong columns, no such model.
+    """
+    plan = plan_benchmarks(tasks, None if data is None else Path(data), limit, shots, seed)
+    opened = Checkpoint(model[0], model[1], "") if isinstance(model, tuple) else _open_causal(str(model))
+    result = measure(plan, opened.model, opened.tokenizer, batch_size)
+    return {"model": opened.name, "parameters": opened.model.num_parameters(), **result}
+
+
 def export(
     model: Model, output: str | Path, formats: Sequence[str] = ("onnx", "int8"), pair: bool = False
 ) -> list[Path]:
@@ -197,6 +243,25 @@ def cut(model: Model, output: str | Path, layers: Depth, pattern: str = "alterna
     with full_disk_explained():
         save_model(made, folder)
     return folder
+
+
+def _open_causal(name: str) -> Checkpoint:
+    """A causal language model with its tokenizer in float32, on this machine's device."""
+    path = Path(name).expanduser()
+    gguf = path.suffix == ".gguf"
+    if gguf and not path.is_file():
+        raise InputError(f"no model file '{name}'; check the path")
+    if not gguf:
+        open_config(name)
+    where, options = (str(path.parent), {"gguf_file": path.name}) if gguf else (place(name), {})
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+    except Exception as error:  # missing or broken files; transformers raises a dozen kinds
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"'{name}' does not open as a causal language model: {reason}") from None
+    return Checkpoint(model.to(hardware.device()).eval(), tokenizer, name)
 
 
 def _checkpoint(model: Model) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import runpy
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -429,6 +430,30 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         plan_benchmarks(None, tmp_path)
 
 
+def test_the_hubs_data_sets_are_read_as_lm_eval_does(
+    model: Any, tokenizer: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` takes a folder of the data set's name for the data set."""
+    lambada, questions = tmp_path / "EleutherAI" / "lambada_openai", tmp_path / "google-research-datasets" / "nq_open"
+    for folder in (lambada, questions):
+        folder.mkdir(parents=True)
+    (lambada / "test.jsonl").write_bytes((data / "lambada" / "test.jsonl").read_bytes())
+    rows = [{"question": f"what is {word}", "answer": [word]} for word in FILLER[:6]]
+    write_jsonl(questions / "train.jsonl", rows[2:])
+    write_jsonl(questions / "validation.jsonl", rows[:2])
+    monkeypatch.chdir(tmp_path)
+    here, there = (run_benchmarks(model, tokenizer, ["lambada"], folder)["tasks"]["lambada"] for folder in (data, None))
+    assert here["scores"] == there["scores"]
+    assert there["source"] == "EleutherAI/lambada_openai"
+    with pytest.raises(InputError, match="the hub's lambada has no other examples than the measured ones"):
+        plan_benchmarks(["lambada"], shots=1)
+    with pytest.raises(InputError, match="nq_open has 4 examples for the prompt, 5 shots"):
+        plan_benchmarks(["nq_open"], shots=5)
+    task = plan_benchmarks(["nq_open"], shots=4).benchmarks[0].task
+    assert sorted(task.fewshot_docs()["question"]) == sorted(row["question"] for row in rows[2:])
+    assert task.eval_docs["question"][:] == [row["question"] for row in rows[:2]]
+
+
 def test_without_a_folder_the_hub_is_asked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the hub did not give lambada: .*; give a folder of files with --data"):
         plan_benchmarks(["lambada"])
@@ -532,3 +557,47 @@ def test_memory_grows_with_what_is_held(tokenizer: Any) -> None:
 def test_more_tokens_than_positions_are_refused(model: Any, settings: dict[str, int], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         measure_generation({"m": model}, **settings)
+
+
+# --- the paper's tables -------------------------------------------------------------------------------------------
+
+
+def test_the_papers_tables_are_filled_and_go_on_where_they_stopped(
+    saved: Path, model: Any, tokenizer: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    other = LlamaForCausalLM(model.config)
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    main = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "llm.py"))["main"]
+    words = ["--teacher", str(saved), "--students", f"half={tmp_path / 'other'}", "--temperatures", f"2={saved}"]
+    words += ["--data", str(data), "--output", str(tmp_path / "work"), "--result", str(tmp_path / "llm.json")]
+    main(words)
+    tables = json.loads((tmp_path / "llm.json").read_text())["tables"]
+    assert list(tables) == ["language", "questions", "language, by temperature", "questions, by temperature"]
+    direct = {
+        name: run_benchmarks(each, tokenizer, ["lambada"], data)["tasks"]["lambada"]
+        for name, each in (("teacher", model), ("half", other.eval()))
+    }
+    rows = {row[0]: row[1:] for row in tables["language"]}
+    size = f"{model.num_parameters() / 1e6:.0f}M"
+    for name, found in direct.items():
+        perplexity = found["metrics"]["perplexity"]
+        assert rows[f"{name}, {size}"][1] == f"{perplexity['value']:.2f} ± {perplexity['stderr']:.2f}"
+    kept = retention(direct["half"], direct["teacher"])["perplexity"]
+    assert tables["language"][-1][2] == f"{100 * kept['value']:.2f} ± {100 * kept['stderr']:.2f}"
+    assert rows["paper: student, 320M"] == ["52.47", "13.53", "61.28", "63.52"]
+    paper_kept = tables["language"][[row[0] for row in tables["language"]].index("paper: student, 320M") + 1]
+    assert paper_kept[1:] == ["78.2", "68.0", "76.1", "87.5"]
+    assert [row[0] for row in tables["questions, by temperature"]][-2:] == [f"T=2, {size}", "- of the teacher, %"]
+    assert tables["language, by temperature"][-1][2] == "100.00 ± 0.00"  # the same weights
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    assert len(files) == 3 * 6
+    (tmp_path / "work" / "T=2-lambada.json").unlink()
+    other.lm_head.weight.data.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    main(words)
+    again = {path.name for path, time in files.items() if path.stat().st_mtime_ns != time}
+    asked = {f"half-{name}.json" for name in BENCHMARKS if name not in ("piqa", "openbookqa")}
+    assert again == asked | {"T=2-lambada.json"}  # other weights; a file that was lost
+    assert "| paper: student, T=2 | 17.19 | 27.87 | 48.50 |" in capsys.readouterr().out

@@ -10,11 +10,20 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import data as data_room
+from limbeck import hardware
 from limbeck import recipe as recipe_room
 from limbeck import run as run_room
-from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
+from limbeck.checkpoints import (
+    Checkpoint,
+    check_tokenizer,
+    label_names,
+    open_causal,
+    open_classifier,
+    weights_fingerprint,
+)
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_models
+from limbeck.evaluation.harness import measure, plan_benchmarks
 from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
 from limbeck.knowledge import Store, WordStore
@@ -146,6 +155,41 @@ def evaluate(
         "data": {"test": len(test)},
         **evaluate_models(models, test, resolved, evaluation, seed),
     }
+
+
+def benchmark(
+    model: Model,
+    tasks: Sequence[str] | None = None,
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Measure a causal language model on published benchmarks, through lm-eval (the `harness` extra).
+
+    Args:
+        model: a folder, a run's folder, a hub name, a .gguf file, or `(model, tokenizer)`, which is measured on the
+            device and in the precision that it is in.
+        tasks: benchmarks such as `["lambada", "hellaswag"]`; all that `data` has files of when not given.
+        data: a folder of files (docs/benchmarks.md); the hub's data sets when not given.
+        limit: examples of each benchmark, drawn by `seed`; all when not given.
+        shots: examples with their answers in the prompt, drawn by `seed`, never from those that are measured.
+        seed: fixes both draws.
+        batch_size: examples computed at a time.
+
+    Returns:
+        `model`, `parameters`, `versions`, `settings` and `tasks`; see `limbeck.evaluation.harness.run_benchmarks`.
+
+    Raises:
+        InputError: lm-eval is not installed, an unknown benchmark, a missing file, wrong columns, no such model.
+    """
+    plan = plan_benchmarks(tasks, None if data is None else Path(data), limit, shots, seed)
+    opened = Checkpoint(model[0], model[1], "") if isinstance(model, tuple) else open_causal(str(model))
+    opened.model.to(hardware.device()).eval()
+    result = measure(plan, opened.model, opened.tokenizer, batch_size)
+    return {"model": opened.name, "parameters": opened.model.num_parameters(), **result}
 
 
 def export(

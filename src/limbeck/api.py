@@ -21,6 +21,7 @@ from limbeck.knowledge import Store
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Depth, Evaluation
 from limbeck.recipe.sections import nearest
+from limbeck.rules import LabelRules, load_rules
 from limbeck.run import Run, run
 from limbeck.signals import Asked
 from limbeck.students import PATTERNS, cut_model
@@ -106,6 +107,7 @@ def evaluate(
     label: str | list[str] | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    rules: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """Measure a classifier on labelled examples, and against a teacher where one is given.
@@ -119,6 +121,7 @@ def evaluate(
         label: the label column or columns; inferred when not given.
         max_length: tokens kept of an example.
         seed: fixes the resamples.
+        rules: a rules file; each model is measured without it and held to it.
         settings: the recipe's `evaluation` section: `metric`, `resamples`, `speed`.
 
     Returns:
@@ -135,6 +138,7 @@ def evaluate(
     names = label_names(opened["student"].model.config)
     resolved = data_room.resolve_task(table, columns, checked.task.kind, None, names)
     test = data_room.labelled_table(table, columns, resolved, "test")
+    ruled = LabelRules(load_rules(rules), resolved) if rules is not None else None
     models: dict[str, Asked] = {}
     for name in ("teacher", "student"):
         if name in opened:
@@ -144,7 +148,7 @@ def evaluate(
     return {
         "task": describe_task(resolved, evaluation),
         "data": {"test": len(test)},
-        **evaluate_models(models, test, resolved, evaluation, seed),
+        **evaluate_models(models, test, resolved, evaluation, seed, ruled),
     }
 
 

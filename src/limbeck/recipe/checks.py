@@ -27,10 +27,25 @@ def check_recipe(recipe: Recipe) -> None:
         _check_stage(recipe, stage)
     if recipe.task.kind == "masked-lm":
         _check_text_alone(recipe)
+    if recipe.rules is not None:
+        _check_rules(recipe)
     _refuse_idle(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
         raise ValueError("without a teacher the student's start must be given; add student=MODEL")
+
+
+def _check_rules(recipe: Recipe) -> None:
+    """Refuse rules where there are no labels to rule, or where what they do would not reach the student."""
+    if recipe.task.kind not in ("classification", "multi-label"):
+        raise ValueError(f"rules are for classification and multi-label, and the task is {recipe.task.kind}; drop them")
+    for stage in recipe.stages:
+        soft = stage.objectives.soft_targets
+        if soft is not None and soft.form == "mse" and not stage.on_text:
+            raise ValueError(
+                f"stage '{stage.name}' learns logits by mse, and rules change probabilities, down to zero; "
+                "use soft_targets.form kl, or drop rules"
+            )
 
 
 def _check_names(stages: list[Stage]) -> None:

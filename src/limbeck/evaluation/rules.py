@@ -95,7 +95,7 @@ def violations(rules: LabelRules, broken: Flags, count: int, seed: int) -> dict[
     hard = np.array([rule.hard for rule in rules.rules])
     found: dict[str, Any] = {}
     for name, mine in (("hard", hard), ("soft", ~hard)):
-        some: Array = broken[:, mine].any(axis=1).astype(np.float64)
+        some = np.asarray(broken[:, mine].any(axis=1), dtype=np.float64)
         draws = np.array([some[rows].mean() for rows in resamples(len(some), count, seed)])
         found[name] = figure(some.mean(), draws) if mine.any() else None
     shares = broken.mean(0).tolist()

@@ -23,16 +23,16 @@ def _several(value: Any) -> Any:  # noqa: ANN401
     return value if isinstance(value, (list, dict)) or value is None else [value]
 
 
-def _label(value: Any) -> Any:  # noqa: ANN401
-    """Labels that YAML reads as whole numbers are meant as they are written."""
+def _as_written(value: Any) -> Any:  # noqa: ANN401
+    """Labels and words that YAML reads as whole numbers are meant as they are written."""
     if isinstance(value, bool):
-        raise ValueError(f"YAML reads this label as {str(value).lower()}; put it in quotes")
+        raise ValueError(f"YAML reads this as {str(value).lower()}; put it in quotes")
     return str(value) if isinstance(value, int) else value
 
 
-Label = Annotated[str, BeforeValidator(_label)]
+Label = Annotated[str, BeforeValidator(_as_written)]
 Labels = Annotated[list[Label], BeforeValidator(_several), Field(min_length=1)]
-Phrase = Annotated[str, Field(pattern=r"\S")]
+Phrase = Annotated[str, BeforeValidator(_as_written), Field(pattern=r"\S")]
 Phrases = Annotated[list[Phrase], BeforeValidator(_several), Field(min_length=1)]
 
 

@@ -49,6 +49,8 @@ TEXTS = {"text": ["A cat sat", "Concatenate", "the CAT  food", "no pet", "cat an
         ("cat food", [0, 0, 1, 0, 0]),
         ({"words": ["cat", "pet"]}, [1, 0, 1, 1, 1]),
         ({"matches": "cat"}, [1, 1, 0, 0, 1]),
+        (["c*", "nothing"], [1, 1, 1, 0, 1]),
+        (["cat fo*"], [0, 0, 1, 0, 0]),
         ({"matches": "(?i)^.{0,6}cat"}, [1, 1, 1, 0, 1]),
         ({"min_words": 3}, [1, 0, 1, 0, 1]),
         ({"min_words": 2, "max_words": 3}, [1, 0, 1, 1, 0]),

@@ -86,6 +86,7 @@ def book(*entries: dict[str, Any]) -> Any:
         ({"regex": r"\d+ (cats|dogs)"}, ["3 cats", " 12 dogs\n"], ["3 cats.", "cats", ""]),
         ({"answers": ["yes", "no way"]}, ["yes", "no way "], ["Yes", "no", "yes no way"]),
         ({"avoid": ["bad", "so so"]}, ["badge", "it is so", ""], ["a BAD day", "so  so!", "bad"]),
+        ({"avoid": "bad*"}, ["abad", "b ad"], ["badge", "a Bad day"]),
         ({"max_words": 3}, ["one two three", ""], ["one two three four"]),
         (
             {"json_schema": SCHEMA},
@@ -209,6 +210,8 @@ HARD = [
     ({"json_schema": SCHEMA},),
     ({"grammar": 'start: "a" start "b" | "c" | "d"'}, {"max_words": 1}),
     ({"answers": ["good mood", "bad", "none at all"]}, {"avoid": "bad"}),
+    ({"regex": "[a-c ]{1,25}"}, {"avoid": ["b*", "a a", "ca*"]}),
+    ({"avoid": [f"{letter}*" for letter in "abcdefghij"]},),
     ({"regex": "[a-z ]{1,25}"}, {"max_words": 2}, {"avoid": ["x"]}),
 ]
 
@@ -233,7 +236,7 @@ def test_a_random_model_held_to_hard_rules_breaks_none(rules, way, tokenizer, mo
 
     held = generate(logits_processor=[RulesProcessor(ready, prompts)])
     assert violations(made, asked, held)["hard"] == 0, held
-    assert violations(made, asked, generate())["hard"] == 1
+    assert violations(made, asked, generate())["hard"] > 0.5
 
 
 def test_soft_rules_move_the_rate_as_their_weight_says(tokenizer, model):

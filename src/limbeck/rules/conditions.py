@@ -36,14 +36,16 @@ def applies(rules: Sequence[Rule], texts: Texts) -> Flags:
     return found
 
 
-def phrases(words: Sequence[str]) -> str:
-    """A regular expression for any of these phrases, with any white space between their words."""
-    return "|".join(r"\s+".join(re.escape(word) for word in phrase.split()) for phrase in words)
+def spelled(phrase: str) -> tuple[str, bool]:
+    """A phrase as a regular expression, with any white space between its words; whether it may begin a longer word."""
+    words = phrase.strip().removesuffix("*").split()
+    return r"\s+".join(re.escape(word) for word in words), phrase.strip().endswith("*")
 
 
-def whole_words(words: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of these phrases as whole words, in upper or lower case."""
-    return re.compile(rf"(?<!\w)(?:{phrases(words)})(?!\w)", re.IGNORECASE)
+def whole_words(phrases: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of these phrases, in upper or lower case."""
+    each = [letters if begins else rf"{letters}(?!\w)" for letters, begins in map(spelled, phrases)]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(each)})", re.IGNORECASE)
 
 
 def parts(when: When | None) -> set[str]:

@@ -32,7 +32,8 @@ def _as_written(value: Any) -> Any:  # noqa: ANN401
 
 Label = Annotated[str, BeforeValidator(_as_written)]
 Labels = Annotated[list[Label], BeforeValidator(_several), Field(min_length=1)]
-Phrase = Annotated[str, BeforeValidator(_as_written), Field(pattern=r"\S")]
+Answer = Annotated[str, BeforeValidator(_as_written), Field(pattern=r"\S")]
+Phrase = Annotated[str, BeforeValidator(_as_written), Field(pattern=r"[^\s*]")]
 Phrases = Annotated[list[Phrase], BeforeValidator(_several), Field(min_length=1)]
 
 
@@ -50,7 +51,8 @@ class When(Section):
 
     shorthand: ClassVar[str | None] = "words"
     words: Phrases | None = None
-    """One of these words or phrases stands in the text, as whole words in upper or lower case."""
+    """One of these words or phrases stands in the text, as whole words in upper or lower case; `film*` also as the
+    beginning of a longer word."""
     matches: str | None = None
     """This regular expression matches somewhere in the text."""
     min_words: Count | None = None
@@ -104,10 +106,11 @@ class Rule(Section):
     """Generated text: JSON that fits this schema, given here or as a file's path."""
     grammar: str | None = None
     """Generated text: a sentence of this Lark grammar, given here or as the path of a .lark file."""
-    answers: Phrases | None = None
+    answers: Annotated[list[Answer], BeforeValidator(_several), Field(min_length=1)] | None = None
     """Generated text: exactly one of these."""
     avoid: Phrases | None = None
-    """Generated text: none of these words or phrases, as whole words in upper or lower case."""
+    """Generated text: none of these words or phrases, as of `when.words`. While text is generated a whole word is
+    noticed when it ends, too late to write another; `film*` is noticed as soon as it is written."""
     max_words: Count | None = None
     """Generated text: so many words at most."""
 

@@ -21,7 +21,7 @@ from limbeck.tasks.task import Array
 class TextRules:
     """Rules about generated text.
 
-    Outputs are judged as whole texts, without the white space around them.
+    Outputs are judged as whole texts; white space around them breaks no rule.
 
     Args:
         book: the rules.
@@ -51,7 +51,8 @@ class TextRules:
         found = self.applies(prompts)
         for row, output in enumerate(outputs):
             for number in np.flatnonzero(found[row]):
-                found[row, number] = not self._keeps[number](output.strip())
+                keeps = self._keeps[number]
+                found[row, number] = not (keeps(output) or keeps(output.strip()))
         return found
 
     def cost(self, prompts: Sequence[str], outputs: Sequence[str]) -> Array:

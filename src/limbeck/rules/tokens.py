@@ -19,7 +19,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from limbeck.errors import InputError
 from limbeck.extras import require
-from limbeck.rules.conditions import Flags, phrases
+from limbeck.rules.conditions import Flags, spelled
 from limbeck.rules.file import Rule, RuleBook
 from limbeck.rules.labels import CERTAIN
 from limbeck.rules.text import TextRules, grammar_problem
@@ -275,7 +275,10 @@ def _terminal(rule: Rule) -> str:
     if rule.answers is not None:
         return _pattern("|".join(re.escape(answer.strip()) for answer in rule.answers))
     if rule.avoid is not None:
-        return "~" + _pattern(r"(?s:.*\W)?(?i:" + phrases(rule.avoid) + r")(?s:\W.*)?")
+        rest = {True: "(?s:.*)", False: r"(?s:\W.*)?"}
+        each = [f"(?i:{letters}){rest[begins]}" for letters, begins in map(spelled, rule.avoid)]
+        # Of all texts: the complement alone has bytes in it that are no text, so that it never comes to an end.
+        return "/(?s:.*)/ & ~" + _pattern(r"(?s:.*\W)?(" + "|".join(each) + ")")
     assert rule.max_words is not None
     return _pattern(r"\s*(\S+(\s+\S+){0," + str(rule.max_words - 1) + r"}\s*)?")
 

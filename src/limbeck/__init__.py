@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import InputError, LimbeckError
 
 if TYPE_CHECKING:
-    from limbeck.api import benchmark, cut, distill, evaluate, export, label, train
+    from limbeck.api import benchmark, check_rules, cut, distill, evaluate, export, label, train
     from limbeck.recipe import Recipe
     from limbeck.run import Run
 
@@ -18,6 +18,7 @@ __all__ = [
     "Recipe",
     "Run",
     "benchmark",
+    "check_rules",
     "cut",
     "distill",
     "evaluate",
@@ -37,7 +38,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         from limbeck.run import Run
 
         return Run
-    if name in ("benchmark", "cut", "distill", "evaluate", "export", "label", "train"):
+    if name in ("benchmark", "check_rules", "cut", "distill", "evaluate", "export", "label", "train"):
         from limbeck import api
 
         return getattr(api, name)

@@ -185,6 +185,40 @@ def cut(
 
 
 @app.command()
+def rules(
+    words: Annotated[list[str], typer.Argument(metavar="check RULES DATA KEY=VALUE...", show_default=False)],
+) -> None:
+    """Count how often a table of prompts and outputs, or of texts and labels, breaks a file's rules.
+
+    `prompt=COLUMN output=COLUMN` name the columns of generated text; `text=`, `label=` and `task=` are as of evaluate.
+
+    - `limbeck rules check rules.yaml generated.jsonl`
+
+    - `limbeck rules check rules.yaml train.csv`
+    """
+    from limbeck import api
+
+    places, settings = _recipe(words), _settings(words)
+    if len(places) != 3 or places[0] != "check":
+        raise InputError("give a rules file and a table: limbeck rules check RULES DATA")
+    known = ["prompt", "output", "task", "text", "label"]
+    for name in settings:
+        if name not in known:
+            raise InputError(f"unknown key '{name}'; {nearest(name, known)}")
+    found = api.check_rules(places[1], places[2], **settings)
+    rows = [
+        (name, str(rule["weight"]), f"{rule['applies']:,}", f"{100 * rule['broken']:.2f} %")
+        for name, rule in found["by_rule"].items()
+    ]
+    rows += [
+        (f"any {kind} rule", "", "", f"{100 * found[kind]:.2f} %")
+        for kind in ("hard", "soft")
+        if found[kind] is not None
+    ]
+    out.print(_table(("rule", "weight", "examples it is about", "broken, of all"), rows))
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Print a run's table again, and write its report and model card anew from metrics.json."""
     from limbeck.files import read_json

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -37,10 +38,11 @@ from limbeck.recipe import Recipe, dump
 from limbeck.recipe.schema import Stage
 from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives
 from limbeck.report import write_card, write_report
+from limbeck.rules import LabelRules, load_rules
 from limbeck.signals import Asked
 from limbeck.students import build_student
 from limbeck.tasks import Task
-from limbeck.teachers import HuggingFaceModel, open_teacher
+from limbeck.teachers import HuggingFaceModel, Ruled, open_teacher
 from limbeck.training import Plan, Teaching, Trained, plan_stages, train_stages
 from limbeck.training.words import ask_for_words, encode_language, sample
 
@@ -81,6 +83,7 @@ class Prepared:
         general: the language model that teaches the stages on plain text.
         assistant: before training; it is to teach them instead.
         plan: what the stages need.
+        rules: what outputs are held to.
     """
 
     task: Task
@@ -90,6 +93,7 @@ class Prepared:
     general: Checkpoint | None
     assistant: Checkpoint | None
     plan: Plan
+    rules: LabelRules | None = None
 
 
 def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
@@ -148,6 +152,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         task, splits = examples.labelled(recipe, objects, teachers)
         texts = examples.some_texts(splits.train)
         student = build_student(recipe.student, given, first(teachers), task, recipe.seed, general, texts)
+    rules = open_rules(recipe, task, splits.transfer, splits.test)
     for notice in splits.notices:
         say(f"data: {notice}")
     for checkpoint in [*teachers, student]:
@@ -170,8 +175,20 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         content["general teacher"] = weights_fingerprint(general.model)
     if assistant is not None:
         content["assistant's start"] = weights_fingerprint(assistant.model)
+    if rules is not None:
+        content["rules"] = rules.book.fingerprint
     folder.claim(recipe, content)
-    return Prepared(task, splits, teachers, student, general, assistant, plan)
+    return Prepared(task, splits, teachers, student, general, assistant, plan, rules)
+
+
+def open_rules(recipe: Recipe, task: Task, *tables: Dataset) -> LabelRules | None:
+    """The recipe's rules, checked on all texts that they will meet; see `LabelRules` for what is refused."""
+    if recipe.rules is None:
+        return None
+    rules = LabelRules(load_rules(recipe.rules), task)
+    for table in tables:
+        rules.check(table)
+    return rules
 
 
 def open_teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
@@ -232,7 +249,9 @@ def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | WordStore:
         words = ask_for_words(recipe, ready.splits.train, ready.teachers[0], knowledge_root(recipe))
         ready.teachers[0].model.cpu()
         return words
-    teacher = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
+    teacher: Asked = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
+    if ready.rules is not None:
+        teacher = Ruled(teacher, ready.rules)
     features = [*recipe.teacher.features, *(n for n in ready.plan.features if n not in recipe.teacher.features)]
     store = label_texts(teacher, ready.splits.transfer, ready.task, knowledge_root(recipe), features)
     for each in ready.teachers:
@@ -268,7 +287,10 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | W
         task = Task(recipe.task.kind, label_names(teachers[0].model.config), pair=len(columns.text) == 2)
         texts = data.labelled_table(table, columns, task, "train")
         check_tokenizer(teachers[0], texts["text"][:200])
-        teacher = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
+        teacher: Asked = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
+        rules = open_rules(recipe, task, texts)
+        if rules is not None:
+            teacher = Ruled(teacher, rules)
         return label_texts(teacher, texts, task, knowledge_root(recipe), recipe.teacher.features)
 
 
@@ -363,7 +385,7 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
         models["teacher"] = open_teacher(ready.teachers, recipe.teacher, task, length, "float32")
     models |= {name: HuggingFaceModel(checkpoint, task, length) for name, checkpoint in made.items()}
     models |= {f"student_{name}": OnnxModel(path, student, task, length) for name, path in exports.items()}
-    return evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed)
+    return evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.rules)
 
 
 def first(checkpoints: list[Checkpoint]) -> Checkpoint | None:

@@ -31,6 +31,8 @@ def check_recipe(recipe: Recipe) -> None:
         _check_words(recipe)
     elif recipe.teacher is not None and recipe.teacher.words is not None:
         raise ValueError(f"teacher.words is about causal-lm, and the task is {recipe.task.kind}; drop teacher.words")
+    if recipe.rules is not None:
+        _check_rules(recipe)
     _refuse_idle(recipe)
     _check_export(recipe)
     _check_names(recipe.stages)
@@ -47,6 +49,19 @@ def _check_export(recipe: Recipe) -> None:
             f"export.formats has {wrong[0]}, which models of task {recipe.task.kind} are not exported to; "
             f"give export=[{', '.join(forms)}]"
         )
+
+
+def _check_rules(recipe: Recipe) -> None:
+    """Refuse rules where there are no labels to rule, or where what they do would not reach the student."""
+    if recipe.task.kind not in ("classification", "multi-label"):
+        raise ValueError(f"rules are for classification and multi-label, and the task is {recipe.task.kind}; drop them")
+    for stage in recipe.stages:
+        soft = stage.objectives.soft_targets
+        if soft is not None and soft.form == "mse" and not stage.on_text:
+            raise ValueError(
+                f"stage '{stage.name}' learns logits by mse, and rules change probabilities, down to zero; "
+                "use soft_targets.form kl, or drop rules"
+            )
 
 
 def _check_names(stages: list[Stage]) -> None:

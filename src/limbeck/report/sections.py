@@ -183,6 +183,44 @@ def tests(metrics: Metrics) -> list[dict[str, str]]:
     return rows
 
 
+def rules(metrics: Metrics) -> dict[str, Any] | None:
+    """Every model without the rules and held to them, and how often each rule is broken; None without rules."""
+    if not metrics.get("rules"):
+        return None
+    kinds = [kind for kind in ("hard", "soft") if get(metrics, "rules", "labels", kind)]
+    metric = main_metric(metrics)
+    rows = []
+    for model in models(metrics):
+        held = get(metrics, model, "rules", "with_rules")
+        gap = held["difference"]
+        cells = [quality_cell(metrics, model, metric)]
+        cells.append(_cell_of(metric, held["quality"][metric]))
+        ends = [difference(metric, gap[end]) for end in ("low", "high")]
+        cells.append(Cell(difference(metric, gap["value"]), " to ".join(ends)))
+        for kind in kinds:
+            sides = (get(metrics, model, "rules", "violations", kind), held["violations"][kind])
+            cells += [_cell_of("accuracy", side) for side in sides]
+        rows.append((model, cells))
+    shown = [model for model in ("teacher", "student") if metrics.get(model)]
+    broken = {model: get(metrics, model, "rules", "violations", "by_rule") for model in shown}
+    labels = get(metrics, "rules", "labels", "by_rule")
+    each = [
+        {
+            "name": rule["name"],
+            "weight": "hard" if rule["weight"] == "hard" else f"{rule['weight']:g}",
+            "applies": f"{rule['applies']:,}",
+            "labels": percent(labels[rule["name"]]),
+            "models": [percent(broken[model][rule["name"]]) for model in shown],
+        }
+        for rule in metrics["rules"]["rules"]
+    ]
+    return {"metric": title(metric), "kinds": kinds, "rows": rows, "each": each, "models": shown}
+
+
+def _cell_of(unit: str, measured: dict[str, float]) -> Cell:
+    return Cell(score(unit, measured["value"]), bounds(unit, measured["low"], measured["high"]))
+
+
 def facts(metrics: Metrics, recipe: Recipe) -> list[tuple[str, list[str]]]:
     """How the run was made: (what, lines)."""
     teachers = [teacher.model for teacher in recipe.teacher.models] if recipe.teacher else []
@@ -207,6 +245,7 @@ def facts(metrics: Metrics, recipe: Recipe) -> list[tuple[str, list[str]]]:
         ("Data", [sentences.data(metrics)]),
         ("Augmentation", some(sentences.augmentation(recipe))),
         ("Task", [_task(metrics)]),
+        ("Rules", some(sentences.short(recipe.rules) if recipe.rules else None)),
         ("Knowledge kept", some(knowledge)),
         ("Exports", exports),
         ("Machine", some(sentences.machine(metrics))),

@@ -151,6 +151,11 @@ def plan_stages(
             continue
         assert teacher is not None
         _check_insides(phase, task, student, mine, teacher, its, 1 if phase.stage.on_text else len(teachers))
+        if recipe.rules is not None and not phase.stage.on_text and its.by_token and its.logits:
+            raise InputError(
+                f"stage '{phase.stage.name}' learns from the teacher's layers and its outputs at once, straight from "
+                "the teacher, whose outputs no rules have corrected; make two stages of it, or drop rules"
+            )
         if not (phase.stage.on_text or asks_live(recipe, its)):
             stored = True
             features |= its.features

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -123,6 +124,30 @@ def open_language_model(
             f"'{name}' was never trained to fill in words ({', '.join(missing[:3])} missing); train it first: "
             f"limbeck train pretrain student={name} data=TEXT output=..."
         )
+    return checkpoint
+
+
+def open_causal(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """A causal language model with its tokenizer, in float32.
+
+    Args:
+        name: a folder, a name on the hub, or a .gguf file.
+        revision: the hub's commit, tag or branch.
+        trust_remote_code: run code that the model brings along.
+
+    Raises:
+        InputError: not there, no tokenizer, or weights that do not fit the configuration.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        try:
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        except Exception as error:  # a broken file, or an architecture that cannot be read from one
+            raise InputError(f"'{name}' does not open as a causal language model: {_reason(error)}") from None
+        return Checkpoint(model, tokenizer, name)
+    checkpoint, _ = _open(name, AutoModelForCausalLM, "a causal language model", revision, trust_remote_code)
     return checkpoint
 
 

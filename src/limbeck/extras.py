@@ -6,7 +6,7 @@ import importlib.util
 
 from limbeck.errors import InputError
 
-EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "api": ("openai",)}
 
 
 def installed(extra: str) -> bool:

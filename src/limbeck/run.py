@@ -18,6 +18,7 @@ from limbeck.checkpoints import (
     check_tokenizer,
     label_names,
     max_length,
+    open_causal,
     open_classifier,
     open_language_model,
     weights_fingerprint,
@@ -30,6 +31,7 @@ from limbeck.exporting import OnnxModel, export_model
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
+from limbeck.generation import Answers, make_answers
 from limbeck.knowledge import Store, label_texts
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
@@ -203,6 +205,7 @@ def open_teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint
     return [
         _open(each.model, objects) or opener(each.model, each.revision, each.trust_remote_code)
         for each in (recipe.teacher.models if recipe.teacher else [])
+        if each.server is None
     ]
 
 
@@ -284,6 +287,26 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store:
         check_tokenizer(teachers[0], texts["text"][:200])
         teacher = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
         return label_texts(teacher, texts, task, knowledge_root(recipe), recipe.teacher.features)
+
+
+def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answers:
+    """Have the teacher answer the prompts of `data.generation`, or else of the training examples.
+
+    Raises:
+        InputError: as `run`.
+    """
+    objects = objects or {}
+    if recipe.teacher is None or recipe.data.generation is None:
+        raise InputError("nobody to ask; give teacher=MODEL, and data.generation unless the recipe has it")
+    datasets.disable_progress_bars()
+    with full_disk_explained():
+        table = data.read(recipe.data.train, "train", objects)
+        opened = [
+            _open(each.model, objects) or open_causal(each.model, each.revision, each.trust_remote_code)
+            for each in recipe.teacher.models
+            if each.server is None
+        ]
+        return make_answers(recipe, opened, table, knowledge_root(recipe), objects)
 
 
 def train(recipe: Recipe, ready: Prepared, knowledge: Store | None) -> dict[str, Trained]:

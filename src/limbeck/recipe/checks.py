@@ -27,10 +27,52 @@ def check_recipe(recipe: Recipe) -> None:
         _check_stage(recipe, stage)
     if recipe.task.kind == "masked-lm":
         _check_text_alone(recipe)
+    _check_generation(recipe)
     _refuse_idle(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
         raise ValueError("without a teacher the student's start must be given; add student=MODEL")
+
+
+def _check_generation(recipe: Recipe) -> None:
+    """Refuse answers that nobody can give or learn from."""
+    models = recipe.teacher.models if recipe.teacher is not None else []
+    given = recipe.data.generation
+    served = [model for model in models if model.server is not None]
+    if served or (recipe.teacher is not None and recipe.teacher.general is not None and recipe.teacher.general.server):
+        _check_server(recipe, (served or models)[0].model)
+    if given is None:
+        return
+    if recipe.task.kind != "causal-lm":
+        raise ValueError(
+            f"data.generation is for task causal-lm, and the task is {recipe.task.kind}; set task=causal-lm"
+        )
+    if len(models) != 1:
+        raise ValueError(f"data.generation takes one teacher, and {len(models) or 'none'} is given; give teacher=MODEL")
+    if served and given.beams > 1:
+        raise ValueError(
+            f"data.generation.beams is {given.beams}, and a server has no beams to search with; set it to 1"
+        )
+    if not served and given.token_limit is not None:
+        raise ValueError(
+            "data.generation.token_limit is for a teacher behind a server; drop it, or give teacher.server"
+        )
+
+
+def _check_server(recipe: Recipe, name: str) -> None:
+    """Refuse a teacher behind a server where signals or its layers are needed."""
+    assert recipe.teacher is not None
+    why = f"the teacher '{name}' is behind a server, which answers prompts but gives no signals"
+    if recipe.teacher.general is not None:
+        raise ValueError("teacher.general gives signals, which a server does not; give models opened here")
+    for stage in recipe.stages:
+        if stage.objectives.needs_teacher:
+            terms = ", ".join(stage.objectives.names)
+            raise ValueError(f"{why}, and stage '{stage.name}' ({terms}) needs them; use the recipe seqkd")
+    if recipe.data.generation is None:
+        raise ValueError(f"{why}; learn from its answers with the recipe seqkd, which has data.generation")
+    if recipe.student.model is None and recipe.student.shape is None:
+        raise ValueError(f"no student can be cut from '{name}', which is behind a server; add student=MODEL")
 
 
 def _check_names(stages: list[Stage]) -> None:

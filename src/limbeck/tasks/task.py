@@ -16,7 +16,7 @@ from limbeck.errors import InputError
 from limbeck.recipe.sections import nearest
 
 Array = NDArray[Any]
-Kind = Literal["classification", "multi-label", "regression", "masked-lm"]
+Kind = Literal["classification", "multi-label", "regression", "masked-lm", "causal-lm"]
 Metric = Callable[[Array, Array], float]
 
 PROBLEM_TYPES: dict[Kind, str] = {

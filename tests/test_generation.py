@@ -80,7 +80,9 @@ def run(
     root: Path, teacher: Checkpoint | None = None, texts: Dataset | None = None, seed: int = 0, **settings: Any
 ) -> Answers:
     given = Generation(**{"max_new_tokens": 8, "batch_size": 3, **settings})
-    return generate(LocalTeacher(teacher or language_model(), given), texts or prompts(), given, root, seed)
+    return generate(
+        LocalTeacher(teacher or language_model(), given), prompts() if texts is None else texts, given, root, seed
+    )
 
 
 def said(found: Answers) -> list[str]:
@@ -123,7 +125,7 @@ def by_hand(checkpoint: Checkpoint, text: str, new: int, ends: set[int]) -> tupl
 # --- what is said -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ends", [1, 40])
+@pytest.mark.parametrize("ends", [1, 20])
 def test_greedy_answers_in_padded_batches_are_the_likeliest_token_each_time(tmp_path, ends):
     teacher = language_model(ends=ends)
     found = run(tmp_path, teacher)
@@ -149,7 +151,7 @@ def test_beams_are_those_of_transformers_for_each_prompt_alone(tmp_path):
 
 def test_draws_follow_the_softmax_at_the_temperature_among_the_top_p():
     scores = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -8.0]])
-    shares = torch.softmax(scores[0] / 1.5, -1).numpy()
+    shares = torch.softmax(scores[0].double() / 1.5, -1).numpy()
     assert shares[:3].sum() < 0.9 < shares[:4].sum()
     for top_p, kept in ((1.0, 6), (0.9, 4)):
         draws = [
@@ -217,7 +219,7 @@ def test_what_was_answered_is_reused_without_asking(tmp_path, capsys):
     assert "the teacher was not asked" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("batches", range(6))
+@pytest.mark.parametrize("batches", range(5))
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_killed_after_any_batch_the_same_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch, batches, temperature):
     monkeypatch.setattr(answers, "SHARD_PROMPTS", 3)
@@ -277,7 +279,7 @@ def test_a_damaged_shard_and_a_foreign_folder_are_named(tmp_path):
 
 
 def test_cut_and_empty_answers_are_left_out_of_what_is_learnt(tmp_path, capsys):
-    found = run(tmp_path, language_model(ends=40), max_new_tokens=4)
+    found = run(tmp_path, language_model(ends=20), max_new_tokens=4)
     cut, texts = found.table["cut"][:], said(found)
     assert {True, False} == set(cut)
     kept = [text for text, was_cut in zip(texts, cut, strict=True) if text and not was_cut]

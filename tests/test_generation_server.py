@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_retry_after_is_honoured_and_each_wait_is_longer_than_the_last(serve, tm
     first, second = server.times("asked to wait")
     assert second - first >= 1.6  # without the header it would be at most 0.5
     times = server.times("left alone")
-    waits = [b - a for a, b in zip(times, times[1:], strict=False)]
+    waits = [b - a for a, b in pairwise(times)]
     assert waits[0] < waits[1] < waits[2]
     assert waits[0] >= 0.37
 
@@ -173,7 +174,7 @@ def test_a_wrong_or_missing_key_is_refused_at_once_and_never_shown(serve, tmp_pa
         ask(server, prompts("a"), tmp_path)
     assert len(server.requests) == 2  # neither was tried again
     monkeypatch.delenv("TEACHER_KEY")
-    with pytest.raises(InputError, match="teacher.key is TEACHER_KEY, but no such environment variable is set"):
+    with pytest.raises(InputError, match=r"teacher.key is TEACHER_KEY, but no such environment variable is set"):
         ask(server, prompts("a"), tmp_path, {"key": "TEACHER_KEY"})
 
 
@@ -206,7 +207,7 @@ def test_a_server_that_is_not_there_is_refused_before_anything_is_asked(serve, t
     server = serve()
     server.process.kill()
     server.process.wait()
-    with pytest.raises(InputError, match="no connection to teacher.server=http://127.0.0.1:.* is it running"):
+    with pytest.raises(InputError, match=r"no connection to teacher.server=http://127.0.0.1:.* is it running"):
         ask(server, prompts("a"), tmp_path, retries=0)
 
 
@@ -227,7 +228,7 @@ def test_the_limit_of_tokens_stops_and_the_same_call_goes_on_without_asking_twic
 
 def test_a_limit_cannot_be_held_where_the_server_does_not_count(serve, tmp_path):
     server = serve(usage=False)
-    with pytest.raises(InputError, match="does not count tokens, so data.generation.token_limit=50 cannot be held"):
+    with pytest.raises(InputError, match=r"does not count tokens, so data.generation.token_limit=50 cannot be held"):
         ask(server, prompts("a"), tmp_path, token_limit=50)
     assert ask(server, prompts("a"), tmp_path).cost() == "the server did not count tokens"
 

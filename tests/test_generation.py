@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from limbeck.checkpoints import Checkpoint
 from limbeck.data.chat import CHAT
 from limbeck.errors import InputError
+from limbeck.folder import RunFolder
 from limbeck.generation import Answer, Answers, LocalTeacher, answered, answers, generate, make_answers
 from limbeck.generation.local import SeededSampling
 from limbeck.recipe import dump, load
@@ -368,6 +369,16 @@ def test_the_command_answers_and_says_where_and_at_what_cost(tmp_path, command):
     assert f"2 answers in {folder}\ncost: " in printed
     found = load_from_disk(str(folder))
     assert said(Answers(folder, found)) == [by_hand(language_model(), text, 6, {3})[0] for text in ("the book", "soup")]
+
+
+def test_a_run_may_go_on_with_another_limit_key_or_timeout_and_not_with_another_model(tmp_path):
+    served = {"teacher": {"server": "http://localhost:1/v1", "model": "a"}, "student": "small"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(dump(recipe(tmp_path, **served)))
+    free = {"teacher.key": "OTHER", "teacher.timeout": 5, "data.generation.token_limit": 50}
+    RunFolder(tmp_path / "run").check(recipe(tmp_path, **served, **free))
+    with pytest.raises(InputError, match=r"its teacher.models.0.model is 'a', yours is 'b'"):
+        RunFolder(tmp_path / "run").check(recipe(tmp_path, **served, **{"teacher.model": "b"}))
 
 
 def refusal(**overrides: Any) -> str:

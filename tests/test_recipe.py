@@ -330,7 +330,7 @@ def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
         ({"data.validation": 1.5}, "data.validation: input should be less than 1, not 1.5"),
         (
             {"task": "multilabel"},
-            "input should be 'classification', 'multi-label', 'regression' or 'masked-lm', not 'mul",
+            "input should be 'classification', 'multi-label', 'regression', 'masked-lm' or 'causal-lm', not 'mul",
         ),
         ({"training.precision": "int8"}, "training.precision: input should be 'auto', 'float32'"),
         ({"export": ["tflite"]}, "export.formats.0: input should be 'onnx' or 'int8', not 'tflite'"),

@@ -32,7 +32,7 @@ QUICK = [
 ]
 SMALL = "student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"
 TEXT_ALONE = ("pretrain", "ib-bert", "distilbert-pretrain")
-CAUSAL = ("word-kd", "gkd", "minillm")
+CAUSAL = ("word-kd", "gkd", "minillm", "seqkd", "figurative")
 NO_TEACHER = ("fine-tune", "pretrain", "ib-bert")
 LESS: dict[str, list[str]] = {
     "tinybert": [SMALL, *(f"stages.{name}.training.epochs=2" for name in ("general", "intermediate", "prediction"))],
@@ -104,8 +104,10 @@ def words_for(
     def words(system: str, output: Path) -> list[str]:
         if system in CAUSAL:
             kind = [f"data={chat_jsonl if system != 'word-kd' else corpus_txt}", f"teacher={causal_dir}"]
-            if system != "word-kd":
+            if system in ("gkd", "minillm"):
                 kind += ["stages.distill.on_policy.max_new_tokens=6"]
+            if system in ("seqkd", "figurative"):  # a random teacher never ends an answer
+                kind += ["data.generation.max_new_tokens=6", "data.generation.cut=keep"]
             return ["distill", system, f"output={output}", *QUICK, *kind, *LESS.get(system, [])]
         line = ["train" if system in NO_TEACHER else "distill", system, f"output={output}", *QUICK]
         line += [f"data={corpus_txt if system in TEXT_ALONE else reviews_csv}", *LESS.get(system, [])]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import InputError, LimbeckError
 
 if TYPE_CHECKING:
-    from limbeck.api import benchmark, check_rules, cut, distill, evaluate, export, label, train
+    from limbeck.api import benchmark, check_rules, cut, distill, evaluate, export, generate, label, train
     from limbeck.recipe import Recipe
     from limbeck.run import Run
 
@@ -23,6 +23,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "generate",
     "label",
     "train",
 ]
@@ -38,7 +39,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         from limbeck.run import Run
 
         return Run
-    if name in ("benchmark", "check_rules", "cut", "distill", "evaluate", "export", "label", "train"):
+    if name in __all__[4:]:
         from limbeck import api
 
         return getattr(api, name)

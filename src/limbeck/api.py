@@ -27,6 +27,7 @@ from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.evaluation.harness import measure, plan_benchmarks
 from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
+from limbeck.generation import Answers
 from limbeck.knowledge import Store, WordStore
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Depth, Evaluation
@@ -106,6 +107,31 @@ def label(
     """
     checked, objects = _resolve(recipe, {"teacher": teacher, "data": data, "output": output, **settings})
     return run_room.label(checked, objects)
+
+
+def generate(
+    recipe: str | Path | Mapping[str, Any] | Recipe = "seqkd",
+    *,
+    teacher: Model | Mapping[str, Any] | None = None,
+    data: Examples | None = None,
+    output: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Answers:
+    """Have a teacher answer prompts once, and keep the answers for any later run.
+
+    Args:
+        recipe: one with `data.generation`.
+        teacher: a folder, a hub name or `(model, tokenizer)`; `{"server": URL, "model": NAME, "key": VARIABLE}`.
+        data: chat examples, of which the prompts are read; other arguments as of `distill`.
+        output: the run's folder; the answers go to its knowledge.
+        settings: any other entries of the recipe, such as `**{"data.generation.max_new_tokens": 128}`.
+
+    Returns:
+        The answers, in `KNOWLEDGE/answers/KEY`; `datasets.load_from_disk` opens them too.
+    """
+    given = {"teacher": teacher, "data": data, "output": output, "student": "unused", **settings}
+    checked, objects = _resolve(recipe, given)
+    return run_room.generate(checked, objects)
 
 
 def evaluate(

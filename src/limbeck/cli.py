@@ -81,6 +81,23 @@ def label(words: Words = None) -> None:
 
 
 @app.command()
+def generate(words: Words = None) -> None:
+    """Have a teacher answer prompts once, and keep the answers for any later run.
+
+    Takes what `distill` takes, with `data.generation`; seqkd when no recipe is given.
+
+    - `limbeck generate teacher=DIR data=prompts.jsonl data.generation.max_new_tokens=128 output=runs/a`
+
+    - `limbeck generate teacher.server=http://localhost:8000/v1 teacher.model=NAME data=prompts.jsonl output=runs/a`
+    """
+    from limbeck import api
+
+    found = api.generate(*_recipe(words), **_settings(words))
+    out.print(f"{len(found.table):,} answers in {found.folder}", highlight=False, soft_wrap=True)
+    out.print(f"cost: {found.cost()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def evaluate(words: Annotated[list[str], typer.Argument(metavar="MODEL KEY=VALUE...", show_default=False)]) -> None:
     """Measure a classifier on labelled examples, and against a teacher where one is given.
 

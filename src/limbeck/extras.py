@@ -8,6 +8,7 @@ from limbeck.errors import InputError
 
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "api": ("openai",),
     "gguf": ("gguf",),
     "harness": ("lm_eval",),
     "rules": ("llguidance", "jsonschema"),

@@ -28,6 +28,7 @@ _OURS = (
 )
 # What may change between two runs of the same command without making it another run.
 _FREE = ("output", "knowledge", "evaluation", "export", "about")
+_FREE_WITHIN = ("report_to", "token_limit", "timeout", "key")
 _PACKAGES = ("limbeck", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "onnxruntime")
 
 
@@ -125,9 +126,15 @@ def table_fingerprint(table: Dataset) -> str:
 
 
 def _essential(recipe: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in recipe.items() if key not in _FREE}
-    training = {key: value for key, value in kept.get("training", {}).items() if key != "report_to"}
-    return kept | {"training": training}
+    return {key: _without_free(value) for key, value in recipe.items() if key not in _FREE}
+
+
+def _without_free(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, list):
+        return [_without_free(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_free(each) for key, each in value.items() if key not in _FREE_WITHIN}
 
 
 def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:  # noqa: ANN401

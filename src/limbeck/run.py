@@ -32,6 +32,7 @@ from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, ex
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
+from limbeck.generation import Answers, answered, make_answers
 from limbeck.knowledge import Store, WordStore, label_texts
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
@@ -113,6 +114,9 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
             (require_gguf if recipe.task.kind == "causal-lm" else require_onnx)()
         ready = prepare(recipe, objects or {}, folder)
         enlarge(recipe, ready, objects or {})
+        if recipe.data.generation is not None:
+            root = knowledge_root(recipe)
+            ready.splits.transfer = answered(recipe, ready.teachers, ready.splits.train, root, objects or {})
         knowledge = ask_teacher(recipe, ready) if ready.plan.stored else None
         trained = train(recipe, ready, knowledge)
         name, main = next(iter(trained.items()))
@@ -197,6 +201,7 @@ def open_teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint
     return [
         _open(each.model, objects) or opener(each.model, each.revision, each.trust_remote_code)
         for each in (recipe.teacher.models if recipe.teacher else [])
+        if each.server is None
     ]
 
 
@@ -246,7 +251,7 @@ def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | WordStore:
     """The teacher's knowledge about the transfer set, asked for once."""
     assert recipe.teacher is not None
     if ready.task.kind == "causal-lm":
-        words = ask_for_words(recipe, ready.splits.train, ready.teachers[0], knowledge_root(recipe))
+        words = ask_for_words(recipe, ready.splits, ready.teachers[0], knowledge_root(recipe))
         ready.teachers[0].model.cpu()
         return words
     teacher: Asked = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
@@ -294,6 +299,20 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | W
         return label_texts(teacher, texts, task, knowledge_root(recipe), recipe.teacher.features)
 
 
+def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answers:
+    """Have the teacher answer the prompts of `data.generation`, or else of the training examples.
+
+    Raises:
+        InputError: as `run`.
+    """
+    objects = objects or {}
+    if recipe.teacher is None or recipe.data.generation is None:
+        raise InputError("nobody to ask; give teacher=MODEL, and data.generation unless the recipe has it")
+    with full_disk_explained():
+        ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
+        return make_answers(recipe, ready.teachers, ready.splits.train, knowledge_root(recipe), objects)
+
+
 def train(recipe: Recipe, ready: Prepared, knowledge: Store | WordStore | None) -> dict[str, Trained]:
     """The student, then the baseline: the same start and steps without a teacher."""
     start = copy.deepcopy(ready.student) if recipe.baseline else ready.student
@@ -321,6 +340,10 @@ def _without_teacher(recipe: Recipe, stage: Stage, ready: Prepared) -> Stage:
     if stage.on_text:
         return stage.model_copy(update=changes | {"objectives": Objectives(masked_lm=MaskedLM())})
     if ready.task.kind == "causal-lm":
+        epochs = recipe.training_of(stage).epochs
+        if stage.on != "train":
+            epochs *= len(ready.splits.transfer) / len(ready.splits.train)
+        changes |= {"on": "train", "on_policy": None, "training": stage.training | {"epochs": epochs}}
         return stage.model_copy(update=changes | {"objectives": Objectives(next_token=NextToken())})
     on_transfer = stage.on == "transfer" if stage.on is not None else stage.objectives.needs_teacher
     if on_transfer:

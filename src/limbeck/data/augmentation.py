@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from limbeck import hardware
 from limbeck.checkpoints import (
@@ -87,7 +87,8 @@ def augment(
     texts = texts.select_columns(list(columns))
     length = min(length, max_length(model.model, model.tokenizer, None))
     spec = _describe(texts, settings, model, vectors_of, seed, length)
-    shards = TextShards(root / "augmented", spec, columns, -(-len(texts) // SHARD_ROWS))
+    features = Features({name: Value("string") for name in columns})
+    shards = TextShards(root / "augmented", spec, features, -(-len(texts) // SHARD_ROWS), "augmented texts")
     group = hardware.processes()
     made = False
     if group.is_main_process and not shards.is_finished():
@@ -113,7 +114,7 @@ def _make(
     done = shards.done()
     if done:
         say(f"augmentation: {len(done)} of {shards.count} shards are there from an earlier run; going on")
-    size = sum(len(value.encode()) for name in shards.columns for value in texts[name])
+    size = sum(len(value.encode()) for name in shards.features for value in texts[name])
     require_space(shards.folder, size * settings.copies, "augmentation")
     several = _words_of_several_pieces(texts, model, length)
     path = settings.vectors and Path(settings.vectors).expanduser()

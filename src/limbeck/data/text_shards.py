@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, Value, load_from_disk
+from datasets import Dataset, Features, load_from_disk
 
 from limbeck.arrow import describe_shards, write_shard
 from limbeck.errors import InputError
 from limbeck.files import read_json, sha256, write_json
 
-Row = tuple[str, ...]
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,16 @@ class TextShards:
     Attributes:
         root: the folder it stands in, under its key.
         spec: everything that the texts depend on, as JSON values.
-        columns: the text columns.
+        features: the columns; a row has their values in this order.
         count: the number of shards.
+        what: what the texts are, for messages.
     """
 
     root: Path
     spec: dict[str, Any]
-    columns: tuple[str, ...]
+    features: Features
     count: int
+    what: str
 
     @property
     def key(self) -> str:
@@ -55,9 +57,9 @@ class TextShards:
             InputError: the folder is something else's, or a shard's bytes are not those that were written.
         """
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        ours = any(name.startswith("shard-") or name == "manifest.json" for name in names)
+        ours = any(name.startswith(("shard-", "journal-")) or name == "manifest.json" for name in names)
         if self.folder.is_file() or (names and not ours):
-            raise InputError(f"{self.folder} holds something else than augmented texts; move it away")
+            raise InputError(f"{self.folder} holds something else than {self.what}; move it away")
         manifest = self.folder / "manifest.json"
         if manifest.is_file():
             self._check_owner(manifest)
@@ -74,8 +76,8 @@ class TextShards:
     def write(self, index: int, rows: list[Row]) -> None:
         """Write one shard, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        schema = self._features.arrow_schema
-        columns = [pa.array([row[place] for row in rows], pa.string()) for place in range(len(self.columns))]
+        schema = self.features.arrow_schema
+        columns = [pa.array([row[place] for row in rows], field.type) for place, field in enumerate(schema)]
         path = self._shard(index)
         table = pa.table(columns, schema=schema)
         write_shard(path, table, path.with_suffix(".json"), {"key": self.key, "rows": len(rows)})
@@ -84,13 +86,13 @@ class TextShards:
         """The rows of a shard."""
         with pa.memory_map(str(self._shard(index))) as source:
             table = pa.ipc.open_stream(source).read_all()
-        return list(zip(*(table[name].to_pylist() for name in self.columns), strict=True))
+        return list(zip(*(table[name].to_pylist() for name in self.features), strict=True))
 
     def finish(self) -> None:
         """Write the manifest and the files that make the folder a `datasets` one."""
         rows = sum(read_json(self._shard(index).with_suffix(".json"))["rows"] for index in range(self.count))
         files = [self._shard(index).name for index in range(self.count)]
-        describe_shards(self.folder, self._features, files, self.key[:16])
+        describe_shards(self.folder, self.features, files, self.key[:16])
         write_json(self.folder / "manifest.json", {"key": self.key, "spec": self.spec, "rows": rows})
 
     def load(self) -> Dataset:
@@ -103,10 +105,6 @@ class TextShards:
             return load_from_disk(str(self.folder))
         except Exception as error:  # whatever a broken JSON or Arrow file makes datasets raise
             raise InputError(f"{self.folder} is damaged ({error}); delete it and run the same command again") from None
-
-    @property
-    def _features(self) -> Features:
-        return Features({name: Value("string") for name in self.columns})
 
     def _shard(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.arrow"
@@ -121,7 +119,7 @@ class TextShards:
         if found != written:
             raise InputError(
                 f"{path} is damaged (SHA-256 {found[:16]}, written as {str(written)[:16]}); delete this file and run "
-                "the same command: only its texts are made again"
+                "the same command: only its part is made again"
             )
         return True
 
@@ -130,6 +128,6 @@ class TextShards:
         key = found.get("key") if isinstance(found, dict) else None
         if key != self.key:
             raise InputError(
-                f"{path} belongs to texts with key {str(key)[:16]}, this run needs {self.key[:16]}; move "
+                f"{path} belongs to {self.what} with key {str(key)[:16]}, this run needs {self.key[:16]}; move "
                 f"{self.folder} away"
             )

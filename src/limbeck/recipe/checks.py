@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from limbeck.recipe.language_checks import check_causal, check_generation, check_words
+
 if TYPE_CHECKING:
     from limbeck.recipe.schema import Recipe, Stage
 
@@ -28,11 +30,12 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.task.kind in ("masked-lm", "causal-lm"):
         _check_text_alone(recipe)
     if recipe.task.kind == "causal-lm":
-        _check_words(recipe)
+        check_words(recipe)
     elif recipe.teacher is not None and recipe.teacher.words is not None:
         raise ValueError(f"teacher.words is about causal-lm, and the task is {recipe.task.kind}; drop teacher.words")
     if recipe.rules is not None:
         _check_rules(recipe)
+    check_generation(recipe)
     _refuse_idle(recipe)
     _check_export(recipe)
     _check_names(recipe.stages)
@@ -113,60 +116,6 @@ def _check_text_alone(recipe: Recipe) -> None:
             )
 
 
-def _check_words(recipe: Recipe) -> None:
-    """Refuse terms that the words kept of a causal language model's teacher cannot serve."""
-    if recipe.assistant is not None:
-        raise ValueError("assistant is about masked-lm stages, and the task is causal-lm; drop it with assistant=null")
-    soft = {stage.name: stage.objectives.soft_targets for stage in recipe.stages if stage.objectives.soft_targets}
-    if recipe.teacher is None or recipe.teacher.words is None:
-        return
-    keep = recipe.teacher.words.keep
-    for stage in recipe.stages:
-        if stage.on_policy is not None and stage.objectives.needs_teacher and keep != "nothing":
-            raise ValueError(
-                f"stage '{stage.name}' learns from the student's own answers, on which no words are kept; give "
-                "teacher.words=nothing or leave it out"
-            )
-    if keep in ("nothing", "dense"):
-        return
-    for name, term in soft.items():
-        if term.form == "mse":
-            raise ValueError(
-                f"stage '{name}' compares logits (soft_targets.form=mse), of which {keep} keeps few; give "
-                "teacher.words=nothing or another form"
-            )
-        if keep == "sampled" and term.form not in ("kl", "cross-entropy"):
-            raise ValueError(
-                f"stage '{name}' has soft_targets.form={term.form}, which needs tokens that are kept for certain, and "
-                "teacher.words=sampled keeps none; give teacher.words=head_and_tail or nothing"
-            )
-    temperatures = sorted({term.temperature for term in soft.values()})
-    if len(temperatures) > 1:
-        raise ValueError(
-            f"the stages' temperatures are {' and '.join(f'{t:g}' for t in temperatures)}, and {keep} is kept at one; "
-            "give one temperature, or teacher.words=dense or nothing"
-        )
-
-
-def _check_causal(stage: Stage) -> None:
-    """Refuse what a causal language model cannot learn from, or has no choice of."""
-    for name in ("hard_labels", "masked_lm", "feature_map"):
-        if getattr(stage.objectives, name) is not None:
-            raise ValueError(f"stage '{stage.name}' has {name}, which no causal-lm can learn from; use next_token")
-    if stage.objectives.hidden is not None and stage.objectives.hidden.form == "cls":
-        raise ValueError(
-            f"stage '{stage.name}' compares first tokens (hidden.form=cls), which of a causal-lm have seen nothing; "
-            "use mse or cosine"
-        )
-    if stage.objectives.policy_gradient is not None and stage.on_policy is None:
-        raise ValueError(
-            f"stage '{stage.name}' has policy_gradient, which is about the student's own answers; give it on_policy"
-        )
-    for entry in ("on", "task"):
-        if getattr(stage, entry) is not None:
-            raise ValueError(f"stage '{stage.name}' has '{entry}', which a causal-lm has no choice of; leave it out")
-
-
 def _check_terms(recipe: Recipe, stage: Stage) -> None:
     """Refuse a term without its teacher, or of another task."""
     on_text, causal = stage.on_text, recipe.task.kind == "causal-lm"
@@ -186,7 +135,7 @@ def _check_stage(recipe: Recipe, stage: Stage) -> None:
     on_text = stage.on_text
     causal = recipe.task.kind == "causal-lm"
     if causal:
-        _check_causal(stage)
+        check_causal(recipe, stage)
     elif stage.on_policy is not None:
         raise ValueError(f"stage '{stage.name}' has on_policy, which is about task causal-lm; drop it")
     _check_terms(recipe, stage)

@@ -126,13 +126,22 @@ def _set(raw: dict[str, Any], parts: list[str], value: Any, key: str) -> None:  
             continue
         inner = _section_of(section, part)
         if last:
-            node[part] = value
+            node[part] = _completed(node.get(part), inner, value)
             return
         child = node.get(part)
         if inner is not None and not _is_list(section, part):
             child = inner.expand(child)
         node[part] = _with_keys({} if child is None else child, part, key)
         node, section = node[part], inner
+
+
+def _completed(before: Any, section: type[Section] | None, value: Any) -> Any:  # noqa: ANN401
+    """A section's new value. One that a method leaves unfinished, as `data` without `train`, keeps its entries."""
+    if section is None or section.shorthand is None or value is None or not isinstance(before, dict):
+        return value
+    needed = section.model_fields[section.shorthand].is_required() and section.shorthand not in before
+    given = section.expand(value)
+    return {**before, **given} if needed and isinstance(given, Mapping) else value
 
 
 def _with_keys(value: Any, part: str, key: str) -> dict[str, Any] | list[Any]:  # noqa: ANN401

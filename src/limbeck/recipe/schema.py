@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -82,6 +84,45 @@ class Augmentation(Section):
     """The hub model's commit, tag or branch."""
 
 
+class Generation(Section):
+    """A teacher's answers to prompts, learnt from in place of the examples' own (Kim and Rush 2016, section 3.2)."""
+
+    shorthand: ClassVar[str | None] = "prompts"
+    prompts: Source | None = None
+    """The prompts: chat examples, whose last answers, if any, are not read; or plain text, a prompt a line. Those of
+    the training examples when not given."""
+    max_new_tokens: Count = 256
+    """Tokens after which an answer is cut."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """What answers are sampled at; 0 for the likeliest token each time."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that make up this much of the probability."""
+    beams: Count = 1
+    """Search for the likeliest answer with so many beams; a local teacher alone can."""
+    samples: Count = 1
+    """Answers to each prompt."""
+    cut: Literal["drop", "keep"] = "drop"
+    """Whether answers cut at `max_new_tokens` are learnt from; from these a student learns to stop mid-sentence."""
+    batch_size: Count = 16
+    """Prompts answered together; of a server, requests under way at a time."""
+    token_limit: Count | None = None
+    """Ask a server no more once it has counted so many tokens, of prompts and answers. What it answered is kept, and
+    the same command goes on for as many again."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Generation:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"samples is {self.samples}, and at temperature 0 all would be equal; raise temperature")
+        if self.temperature == 0 and self.top_p < 1:
+            raise ValueError(f"top_p is {self.top_p:g}, and at temperature 0 nothing is sampled; raise temperature")
+        if self.temperature > 0 and self.beams > 1:
+            raise ValueError(
+                f"beams is {self.beams}, which searches, and temperature {self.temperature:g} samples; set "
+                "beams to 1 or temperature to 0"
+            )
+        return self
+
+
 class Data(Section):
     """The labelled examples, how they are split, and the unlabelled transfer set."""
 
@@ -98,6 +139,8 @@ class Data(Section):
     """Plain text for stages of `task: masked-lm`: a .txt file of lines, or a table with a text column."""
     augmentation: Augmentation | None = None
     """Altered copies of the training texts, for the teacher to label."""
+    generation: Generation | None = None
+    """causal-lm: learn from the teacher's own answers."""
     text: list[str] | str | None = None
     """The text column, or two for text pairs. Inferred from common names when not given."""
     label: list[str] | str | None = None
@@ -109,13 +152,41 @@ class TeacherModel(Section):
 
     shorthand: ClassVar[str | None] = "model"
     model: str
-    """A folder saved by `save_pretrained`, or a model's name on the hub. Safetensors only."""
+    """A folder saved by `save_pretrained`, or a model's name on the hub. Safetensors only. Its name there where
+    it is behind a server."""
+    server: str | None = None
+    """The address of an OpenAI-compatible server that the model is behind, such as `http://localhost:8000/v1`. It can
+    answer prompts (`data.generation`) and gives no signals."""
+    key: str | None = None
+    """The environment variable that holds the server's key, such as `OPENAI_API_KEY`; never the key itself."""
+    timeout: Positive = 300.0
+    """Seconds that a server's answer may take before it is asked for again."""
     weight: Positive = 1.0
     """Its share among several teachers."""
     revision: str | None = None
     """The hub model's commit, tag or branch."""
     trust_remote_code: bool = False
     """Run the Python code that a hub model brings along. Off unless you ask for it here."""
+
+    @model_validator(mode="after")
+    def _server_entries(self) -> TeacherModel:
+        # Nothing that could be a key is repeated here.
+        if self.key is not None and (self.server is None or not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key)):
+            raise ValueError(
+                "key names the environment variable that holds a server's key, such as OPENAI_API_KEY, and goes with "
+                "server=ADDRESS; the key itself never stands in a recipe"
+            )
+        if self.server is None:
+            return self
+        address = urlsplit(self.server)
+        if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc or address.query:
+            raise ValueError(
+                "server must be an address such as http://localhost:8000/v1, without a password or a query; name the "
+                "environment variable of its key as key=NAME"
+            )
+        if self.revision is not None or self.trust_remote_code:
+            raise ValueError("revision and trust_remote_code are about a model opened here; leave them out with server")
+        return self
 
 
 class Words(Section):
@@ -307,8 +378,8 @@ class Stage(Section):
     task: Task | None = None
     """`masked-lm`: the stage is about the plain text of `data.corpus`. The recipe's own task when not given."""
     on: Literal["train", "transfer"] | None = None
-    """The labelled examples alone, or those with the unlabelled and augmented ones. What the terms can use when not
-    given."""
+    """The labelled examples alone, or those with the unlabelled and augmented ones; of a causal-lm the data's answers,
+    or the teacher's. What the terms can use, or the teacher's, when not given."""
     keep: Depth | None = None
     """Cut the student to so many of its layers, or to these, before the stage."""
     pattern: Literal["alternate", "first", "last", "spaced"] = "alternate"

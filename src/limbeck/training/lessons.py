@@ -302,7 +302,7 @@ def _about_language(
         source=source,
         wanted=mine,
         words=StatesAt(student.model),
-        learn=encode_language(splits.train, student, recipe.task),
+        learn=encode_language(splits.train if phase.stage.on == "train" else splits.transfer, student, recipe.task),
         validate=sample(watched, max(1, recipe.evaluation.examples // 2), recipe.seed),
         collate=lambda epoch: CausalBatches(student.tokenizer),
         metrics=language_metrics,

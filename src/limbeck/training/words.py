@@ -10,6 +10,7 @@ from transformers import EvalPrediction
 
 from limbeck import hardware
 from limbeck.checkpoints import Checkpoint, max_length
+from limbeck.data import Splits
 from limbeck.knowledge import WordStore, label_words, words_format
 from limbeck.progress import say
 from limbeck.recipe import Recipe
@@ -48,14 +49,16 @@ def sample(encoded: Dataset, count: int, seed: int) -> Dataset:
     return encoded.select(np.sort(np.random.default_rng(seed).permutation(len(encoded))[:count]))
 
 
-def ask_for_words(recipe: Recipe, table: Dataset, teacher: Checkpoint, root: Path) -> WordStore:
-    """What the teacher says of the words of the training text, kept at the temperature of the recipe's stages."""
+def ask_for_words(recipe: Recipe, splits: Splits, teacher: Checkpoint, root: Path) -> WordStore:
+    """What the teacher says of the words that the recipe's stages learn from it, kept at their temperature."""
     assert recipe.teacher is not None
     assert recipe.teacher.words is not None
     words = recipe.teacher.words
-    soft = next(s.objectives.soft_targets for s in recipe.stages if s.objectives.soft_targets is not None)
-    form = words_format(words.keep, *words.counts, words.bits, teacher.tokenizer, soft.temperature)
-    encoded = encode_language(table, teacher, recipe.task)
+    stage = next(stage for stage in recipe.stages if stage.objectives.soft_targets is not None)
+    assert stage.objectives.soft_targets is not None
+    temperature = stage.objectives.soft_targets.temperature
+    form = words_format(words.keep, *words.counts, words.bits, teacher.tokenizer, temperature)
+    encoded = encode_language(splits.train if stage.on == "train" else splits.transfer, teacher, recipe.task)
     precision = hardware.pick_precision("auto")
     return label_words(teacher, encoded, form, root, recipe.seed, recipe.teacher.batch_size, precision)
 

@@ -1,0 +1,70 @@
+"""From a recipe to its teacher's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from limbeck import data
+from limbeck.checkpoints import Checkpoint
+from limbeck.data.chat import CHAT
+from limbeck.errors import InputError
+from limbeck.generation.answers import Answerer, Answers, generate
+from limbeck.generation.local import LocalTeacher
+from limbeck.generation.server import ServerTeacher
+from limbeck.recipe import Recipe
+from limbeck.recipe.schema import Generation
+
+
+def answered(
+    recipe: Recipe, teachers: Sequence[Checkpoint], train: Dataset, root: Path, objects: Mapping[str, Any] | None = None
+) -> Dataset:
+    """What a run of a recipe with `data.generation` learns from: prompts with the teacher's answers.
+
+    Args:
+        recipe: says which prompts, how they are answered, and whether cut answers are kept.
+        teachers: the teacher, opened; nobody where it is behind a server.
+        train: the training examples, whose prompts are answered unless the recipe names others; see `read_chat`.
+        root: the run's knowledge.
+        objects: datasets in memory, by the names that stand for them in the recipe.
+
+    Returns:
+        One column `messages`, features `CHAT`, each ending with the assistant.
+
+    Raises:
+        InputError: see `generate`; no prompts, or no answer to learn from.
+        LimbeckError: see `generate`.
+    """
+    found = make_answers(recipe, teachers, train, root, objects)
+    return found.usable(_settings(recipe).cut == "keep")
+
+
+def make_answers(
+    recipe: Recipe, teachers: Sequence[Checkpoint], train: Dataset, root: Path, objects: Mapping[str, Any] | None = None
+) -> Answers:
+    """All that the teacher answers; arguments as of `answered`."""
+    assert recipe.teacher is not None
+    settings, model = _settings(recipe), recipe.teacher.models[0]
+    teacher: Answerer = LocalTeacher(teachers[0], settings) if model.server is None else ServerTeacher(model, settings)
+    return generate(teacher, _prompts(settings, train, objects), settings, root, recipe.seed)
+
+
+def _settings(recipe: Recipe) -> Generation:
+    assert recipe.data.generation is not None
+    return recipe.data.generation
+
+
+def _prompts(settings: Generation, train: Dataset, objects: Mapping[str, Any] | None) -> Dataset:
+    source = settings.prompts
+    if source is None:
+        if not data.is_chat(train):
+            raise InputError("data.train is plain text, which asks nothing; give data.generation.prompts=FILE")
+        return data.without_answers(data.read_chat(train, answers=False))
+    table = data.read(source, "train", objects)
+    if data.is_chat(table):
+        return data.without_answers(data.read_chat(table, answers=False))
+    lines = data.read_corpus(source, objects)["text"]
+    return Dataset.from_dict({"messages": [[{"role": "user", "content": line}] for line in lines]}, features=CHAT)

@@ -145,13 +145,16 @@ def one_batch(
     result: dict[str, list[dict[str, float]]] = {}
     for (name, _), found in sums.items():
         given = (of_student.outer - found.outer, (of_student.mass - found.mass) @ weight)
-        cosines = [
-            float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0))
-            for a, b in zip(given, truth, strict=True)
-        ]
+        cosines = [cosine(a, b) for a, b in zip(given, truth, strict=True)]
         entry = {"head weights": cosines[0], "last states": cosines[1], "kl": found.kl / len(its)}
         result.setdefault(name, []).append(entry)
     return result
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of two tensors; summed in float64, as millions of products are."""
+    products = [float((x.double() * y.double()).sum()) for x, y in ((a, b), (a, a), (b, b))]
+    return products[0] / (products[1] * products[2]) ** 0.5
 
 
 def tail_of_student(logits: torch.Tensor, words: SparseWords) -> torch.Tensor:

@@ -393,8 +393,9 @@ def test_entries_that_do_not_go_together_are_refused():
     assert "beams is 2, which searches" in refusal(**{"data.generation": {"beams": 2, "temperature": 1}})
     assert "a server has no beams" in refusal(**served, **{"data.generation.beams": 2})
     assert "token_limit is for a teacher behind a server" in refusal(**{"data.generation.token_limit": 2})
-    assert "data.generation is for task causal-lm" in refusal(task="classification")
-    assert "takes one teacher, and 2 is given" in refusal(teacher=["a", "b"], **{"teacher.model": ...})
+    plain = {"task": "classification", "stages.distill.objectives": {"hard_labels": 1}}
+    assert "data.generation is for task causal-lm" in refusal(**plain)
+    assert "takes one teacher, and 2 are given" in refusal(teacher=["a", "b"], **{"teacher.model": ...})
     assert "takes one teacher, and none is given" in refusal(**{"teacher.model": ...}, student="small")
 
 

@@ -92,8 +92,18 @@ def test_the_resolved_recipe_states_every_default():
         "temperature": 2.0,
         "positions": "all",
         "form": "kl",
+        "beta": 0.5,
     }
     assert resolved["teacher"]["models"][0]["model"] == "teacher"
+
+
+def test_words_that_older_yaml_took_for_booleans_stay_words(tmp_path):
+    text = "task: {labels: [no, yes, off]}\nstages:\n  - {name: a, on: train, objectives: {hard_labels: 1}}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = load(tmp_path / "r.yaml", {**PLAIN, "student": "s"})
+    assert recipe.task.labels == ["no", "yes", "off"]
+    assert recipe.stages[0].on == "train"
+    assert load("hinton", {**PLAIN, **parse_overrides(["baseline=false"])}).baseline is False
 
 
 def test_hinton_is_what_the_paper_says():
@@ -333,7 +343,7 @@ def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
             "input should be 'classification', 'multi-label', 'regression', 'masked-lm' or 'causal-lm', not 'mul",
         ),
         ({"training.precision": "int8"}, "training.precision: input should be 'auto', 'float32'"),
-        ({"export": ["tflite"]}, "export.formats.0: input should be 'onnx' or 'int8', not 'tflite'"),
+        ({"export": ["tflite"]}, "export.formats.0: input should be 'onnx', 'int8', 'gguf' or 'gguf-q8', not 'tflite'"),
         ({"stages.0.name": "a b"}, "stages.0.name"),
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
     ],
@@ -403,7 +413,7 @@ def test_stages_that_cannot_be_are_refused(overrides, said):
         ({"teacher": ["A", "B"]}, "task masked-lm takes one teacher, and 2 are given; keep one"),
         (
             {"export": ["onnx", "int8"]},
-            "export.formats onnx, int8 are for classifiers, and the task is masked-lm; give",
+            "export.formats has onnx, which models of task masked-lm are not exported to; give export=[]",
         ),
         *(
             (
@@ -472,7 +482,18 @@ def test_unknown_recipes_are_refused(tmp_path):
 def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
     """Whether a value fits a JSON Schema, by the keywords that ours uses. Unknown keywords fail the test."""
     known = {"anyOf", "$ref", "type", "properties", "additionalProperties", "required", "items", "enum", "minimum"}
-    known |= {"minItems", "exclusiveMinimum", "exclusiveMaximum", "const", "pattern", "default", "title", "description"}
+    known |= {"maximum"}
+    known |= {
+        "minItems",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "const",
+        "pattern",
+        "default",
+        "title",
+        "description",
+    }
     assert set(schema) <= known | {"$defs", "$schema"}, set(schema) - known
     if "$ref" in schema and not fits(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root):
         return False
@@ -496,7 +517,8 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         return len(value) >= schema.get("minItems", 0) and all(fits(v, schema.get("items", {}), root) for v in value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, above = schema.get("minimum", value), schema.get("exclusiveMinimum", value - 1)
-        return value >= low and value > above and value < schema.get("exclusiveMaximum", value + 1)
+        under = value <= schema.get("maximum", value) and value < schema.get("exclusiveMaximum", value + 1)
+        return value >= low and value > above and under
     return not isinstance(value, str) or re.search(schema.get("pattern", ""), value) is not None
 
 

@@ -309,6 +309,10 @@ def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answer
     if recipe.teacher is None or recipe.data.generation is None:
         raise InputError("nobody to ask; give teacher=MODEL, and data.generation unless the recipe has it")
     with full_disk_explained():
+        table = data.read(recipe.data.train, "train", objects)
+        if data.is_chat(table) and not data.has_answers(table):
+            say("data: no answers; the teacher is asked every prompt")
+            return make_answers(recipe, open_teachers(recipe, objects), table, knowledge_root(recipe), objects)
         ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
         return make_answers(recipe, ready.teachers, ready.splits.train, knowledge_root(recipe), objects)
 

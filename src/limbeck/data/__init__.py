@@ -1,6 +1,6 @@
 """Reading, checking and splitting examples."""
 
-from limbeck.data.chat import is_chat, read_chat, without_answers
+from limbeck.data.chat import has_answers, is_chat, read_chat, without_answers
 from limbeck.data.columns import Columns, find_columns, label_column
 from limbeck.data.corpus import read_corpus, split_corpus
 from limbeck.data.labels import resolve_task
@@ -13,6 +13,7 @@ __all__ = [
     "Splits",
     "add_unlabelled",
     "find_columns",
+    "has_answers",
     "is_chat",
     "label_column",
     "labelled_table",

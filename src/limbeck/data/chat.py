@@ -87,6 +87,15 @@ def read_chat(table: Dataset, answers: bool = True) -> Dataset:
     )
 
 
+def has_answers(table: Dataset) -> bool:
+    """Whether every chat example ends with the assistant.
+
+    Raises:
+        InputError: see `read_chat`.
+    """
+    return all(messages[-1]["role"] == "assistant" for messages in read_chat(table, answers=False)["messages"])
+
+
 def without_answers(table: Dataset) -> Dataset:
     """The prompts of chat examples: all messages but an assistant's at the end.
 

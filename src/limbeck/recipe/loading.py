@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,11 +17,32 @@ from limbeck.recipe.schema import Recipe
 from limbeck.recipe.sections import Section, nearest
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2's booleans. To the older one `on`, `off`, `yes` and `no` are booleans, too: as keys and as labels."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_TRUTH = re.compile("^(?:true|True|TRUE|false|False|FALSE)$")
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", _TRUTH, list("tTfF"))
+
+
+def read_yaml(text: str) -> Any:  # noqa: ANN401
+    """A YAML text's content.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, _Yaml)
+
+
 def packaged() -> dict[str, dict[str, Any]]:
     """The recipes that come with Limbeck, by name."""
     folder = resources.files("limbeck.recipes")
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    return {Path(name).stem: yaml.safe_load((folder / name).read_text("utf-8")) for name in names}
+    return {Path(name).stem: read_yaml((folder / name).read_text("utf-8")) for name in names}
 
 
 def load(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -99,7 +121,7 @@ def _read(recipe: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
         hint = nearest(str(recipe), list(known)) if path.suffix not in (".yaml", ".yml") else "check the path"
         raise InputError(f"no recipe '{recipe}': neither a file nor a packaged method; {hint}")
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
+        raw = read_yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, Mapping):

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from limbeck.errors import InputError
-from limbeck.recipe.loading import explain
+from limbeck.recipe.loading import explain, read_yaml
 from limbeck.recipe.sections import Count, Positive, Section
 
 
@@ -175,7 +175,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401
     if not path.is_file():
         raise InputError(f"no rules file '{path}'; check the path")
     try:
-        return yaml.safe_load(path.read_text("utf-8"))
+        return read_yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 

@@ -333,7 +333,7 @@ def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
             "input should be 'classification', 'multi-label', 'regression' or 'masked-lm', not 'mul",
         ),
         ({"training.precision": "int8"}, "training.precision: input should be 'auto', 'float32'"),
-        ({"export": ["tflite"]}, "export.formats.0: input should be 'onnx' or 'int8', not 'tflite'"),
+        ({"export": ["tflite"]}, "export.formats.0: input should be 'onnx', 'int8', 'gguf' or 'gguf-q8', not 'tflite'"),
         ({"stages.0.name": "a b"}, "stages.0.name"),
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
     ],

@@ -26,9 +26,10 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from datasets.utils.logging import disable_progress_bar
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -99,6 +100,58 @@ def make_tokenizer(extra: Sequence[str] = (), **options: Any) -> PreTrainedToken
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{**settings, **options})
     assert tokenizer.tokenize("Good soup") == ["good", "soup"]
     return tokenizer
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_chat_tokenizer(size: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that writes conversations in ChatML."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator([" ".join([*FILLER, *GOOD, *BAD])] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=128
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def make_causal(
+    tokenizer: PreTrainedTokenizerFast, kind: str = "llama", seed: int = 0, **changes: Any
+) -> PreTrainedModel:
+    """A causal language model with random weights."""
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    }
+    if kind == "gpt2":
+        sizes = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}
+        sizes["initializer_range"] = 0.2
+    config = AutoConfig.for_model(
+        kind,
+        **{**sizes, "tie_word_embeddings": True, **changes},
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def make_reviews(rows: int = 120, seed: int = 0) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from limbeck import hardware
 from limbeck.checkpoints import Checkpoint
 from limbeck.data import Splits
-from limbeck.knowledge import label_texts, labelling, store
+from limbeck.knowledge import label_texts, store
 from limbeck.objectives import build_terms
 from limbeck.recipe import load
 from limbeck.recipe.terms import Objectives
@@ -123,7 +123,7 @@ def train_on_eight(folder: Path, batch_size: int) -> Trained:
 def main(folder: Path) -> None:
     """What each of the test's processes does."""
     rank = hardware.processes().process_index
-    store.SHARD_ROWS = labelling.SHARD_ROWS = SHARD_ROWS
+    store.SHARD_ROWS = SHARD_ROWS
     label_eleven(folder)
     for batch_size, accumulation in ((4, 1), (2, 2)):
         gradient, history = capture_gradient(folder / "trainer", batch_size, accumulation)

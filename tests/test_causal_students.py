@@ -304,7 +304,7 @@ def test_the_recipe_says_what_excludes_what(tmp_path: Path) -> None:
     base = {"data": "x.csv", "teacher": "t", "output": str(tmp_path)}
     with pytest.raises(InputError, match="width and shape exclude each other"):
         load("hinton", base | {"student.width.hidden_size": 3, "student.shape": {"hidden_size": 8}})
-    with pytest.raises(InputError, match="gguf, which is for language models that write"):
+    with pytest.raises(InputError, match="gguf, which models of task classification are not exported to"):
         load("hinton", base | {"export": ["gguf"]})
     given = load("hinton", base | {"student.layers": "half", "student.width.hidden_size": 16})
     assert given.student.width == Width(hidden_size=16)

@@ -21,7 +21,7 @@ from datasets import Dataset, List, Value
 from limbeck.checkpoints import Checkpoint
 from limbeck.errors import InputError, LimbeckError
 from limbeck.files import full_disk_explained, require_space, write_atomic
-from limbeck.knowledge import Store, describe_request, label_texts, labelling, store
+from limbeck.knowledge import Store, describe_request, label_texts, store
 from limbeck.signals import Signals
 from limbeck.tasks import Task
 from limbeck.teachers import Ensemble, HuggingFaceModel
@@ -65,7 +65,6 @@ def answers(texts: Dataset, features: Sequence[int] = ()) -> Signals:
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "SHARD_ROWS", PER_SHARD)
-    monkeypatch.setattr(labelling, "SHARD_ROWS", PER_SHARD)
 
 
 @pytest.fixture(scope="module")

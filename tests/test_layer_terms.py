@@ -16,6 +16,7 @@ from limbeck.errors import InputError
 from limbeck.objectives import (
     TERMS,
     Attention,
+    Contrastive,
     Embedding,
     FeatureMap,
     Hidden,
@@ -147,6 +148,12 @@ def feature_map_formula(s: Insides, t: Insides, weight: None) -> float:
     return total
 
 
+def contrastive_formula(s: Insides, t: Insides, weight: Array | None) -> float:
+    mine, its = project(s["hidden", 2], weight), t["hidden", 4]
+    mine, its = (x / np.sqrt((x * x).sum(-1, keepdims=True)) for x in (mine, its))
+    return sum(-np.log(softmax(np.array([a @ b for b in its]) / 0.5)[i]) for i, a in enumerate(mine))
+
+
 # --- one case for each term and form ---------------------------------------------------------------------------------
 
 
@@ -202,6 +209,12 @@ def of_feature_map() -> Case:
     return Case(term, student, states(("hidden", 2), ("hidden", 4), width=NARROW, seed=2), feature_map_formula)
 
 
+def of_contrastive(width: int) -> Case:
+    term = Contrastive(terms.Contrastive(temperature=0.5), TASK, shapes(teacher=width))
+    student, teacher = states(("hidden", 2), width=NARROW, seed=1), states(("hidden", 4), width=width, seed=2)
+    return Case(term, student, teacher, contrastive_formula)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "embedding": lambda: of_embedding(NARROW),
     "embedding, projected": lambda: of_embedding(WIDE),
@@ -220,6 +233,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "values": lambda: of_relations(("values",), None),
     "queries, keys and values": lambda: of_relations(("queries", "keys", "values"), 2),
     "feature map": lambda: of_feature_map(),
+    "contrastive": lambda: of_contrastive(NARROW),
+    "contrastive, projected": lambda: of_contrastive(WIDE),
 }
 PROJECTED = [name for name in CASES if "projected" in name]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LABELS, make_tokenizer
+from conftest import FILLER, GOOD, LABELS, make_causal, make_chat_tokenizer, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from limbeck.recipe import load, packaged
 from limbeck.students.ib_bert import IBBertConfig
@@ -32,6 +32,7 @@ QUICK = [
 ]
 SMALL = "student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"
 TEXT_ALONE = ("pretrain", "ib-bert", "distilbert-pretrain")
+CAUSAL = ("word-kd", "gkd", "minillm")
 NO_TEACHER = ("fine-tune", "pretrain", "ib-bert")
 LESS: dict[str, list[str]] = {
     "tinybert": [SMALL, *(f"stages.{name}.training.epochs=2" for name in ("general", "intermediate", "prediction"))],
@@ -67,6 +68,25 @@ def ib_bert_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "classifier", root / "words"
 
 
+@pytest.fixture(scope="session")
+def causal_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random language model that writes text."""
+    root = tmp_path_factory.mktemp("causal")
+    tokenizer = make_chat_tokenizer()
+    make_causal(tokenizer).save_pretrained(root)
+    tokenizer.save_pretrained(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def chat_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts with answers."""
+    rows = [
+        {"prompt": f"how was the {word}?", "completion": f"the {word} was {mood}"} for word in FILLER for mood in GOOD
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("chat") / "chat.jsonl", rows[:60])
+
+
 @pytest.fixture
 def words_for(
     tiny_teacher_dir: Path,
@@ -76,10 +96,17 @@ def words_for(
     corpus_txt: Path,
     reviews_csv: Path,
     unlabelled_csv: Path,
+    causal_dir: Path,
+    chat_jsonl: Path,
 ) -> Callable[[str, Path], list[str]]:
     """The command line that runs a system on tiny models."""
 
     def words(system: str, output: Path) -> list[str]:
+        if system in CAUSAL:
+            kind = [f"data={chat_jsonl if system != 'word-kd' else corpus_txt}", f"teacher={causal_dir}"]
+            if system != "word-kd":
+                kind += ["stages.distill.on_policy.max_new_tokens=6"]
+            return ["distill", system, f"output={output}", *QUICK, *kind, *LESS.get(system, [])]
         line = ["train" if system in NO_TEACHER else "distill", system, f"output={output}", *QUICK]
         line += [f"data={corpus_txt if system in TEXT_ALONE else reviews_csv}", *LESS.get(system, [])]
         if system == "mobilebert":
@@ -152,6 +179,10 @@ def test_it_runs_is_interrupted_and_ends_in_the_same_student(
     assert (tmp_path / "parts" / name / "README.md").exists()
     assert not (tmp_path / "parts" / "stages").exists()
     opens = "import limbeck.students" if system == "ib-bert" else "import sys; sys.modules['limbeck'] = None"
+    if system in CAUSAL:
+        _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "parts" / name, output_loading_info=True)
+        assert not info["missing_keys"]
+        return
     kind = "MaskedLM" if system in TEXT_ALONE else "SequenceClassification"
     script = (
         f"{opens}\nfrom transformers import AutoModelFor{kind} as M, AutoTokenizer as T\n"

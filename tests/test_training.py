@@ -30,7 +30,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import Splits
-from limbeck.knowledge import labelling, store
+from limbeck.knowledge import store
 from limbeck.objectives import build_terms
 from limbeck.recipe import Recipe
 from limbeck.signals import Signals
@@ -104,8 +104,7 @@ def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path, monk
         [sys.executable, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for room in (store, labelling):
-        monkeypatch.setattr(room, "SHARD_ROWS", SHARD_ROWS)
+    monkeypatch.setattr(store, "SHARD_ROWS", SHARD_ROWS)
     label_eleven(tmp_path / "one")
     exact = micro_gradient(8)
     _, history = capture_gradient(tmp_path / "here", 8, 1)

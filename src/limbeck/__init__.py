@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import InputError, LimbeckError
 
 if TYPE_CHECKING:
-    from limbeck.api import cut, distill, evaluate, export, label, train
+    from limbeck.api import benchmark, check_rules, cut, distill, evaluate, export, label, train
     from limbeck.recipe import Recipe
     from limbeck.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "LimbeckError", "Recipe", "Run", "cut", "distill", "evaluate", "export", "label", "train"]
+__all__ = [
+    "InputError",
+    "LimbeckError",
+    "Recipe",
+    "Run",
+    "benchmark",
+    "check_rules",
+    "cut",
+    "distill",
+    "evaluate",
+    "export",
+    "label",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
@@ -25,7 +38,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         from limbeck.run import Run
 
         return Run
-    if name in ("cut", "distill", "evaluate", "export", "label", "train"):
+    if name in ("benchmark", "check_rules", "cut", "distill", "evaluate", "export", "label", "train"):
         from limbeck import api
 
         return getattr(api, name)

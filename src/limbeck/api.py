@@ -6,21 +6,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import data as data_room
+from limbeck import hardware
 from limbeck import recipe as recipe_room
 from limbeck import run as run_room
-from limbeck.checkpoints import Checkpoint, check_tokenizer, label_names, open_classifier, weights_fingerprint
+from limbeck.checkpoints import (
+    Checkpoint,
+    check_tokenizer,
+    label_names,
+    open_causal,
+    open_classifier,
+    weights_fingerprint,
+)
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_models
+from limbeck.evaluation.harness import measure, plan_benchmarks
 from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
-from limbeck.knowledge import Store
+from limbeck.knowledge import Store, WordStore
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Depth, Evaluation
 from limbeck.recipe.sections import nearest
+from limbeck.rules import LabelRules, load_rules, violations
+from limbeck.rules.text import rates
 from limbeck.run import Run, run
 from limbeck.signals import Asked
 from limbeck.students import PATTERNS, cut_model
@@ -84,7 +96,7 @@ def label(
     data: Examples | None = None,
     output: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
-) -> Store:
+) -> Store | WordStore:
     """Ask the teacher once over the transfer set that `distill` with the same arguments would use, and keep it.
 
     Data without labels needs no more than text; the teacher is then asked about all of it.
@@ -106,6 +118,7 @@ def evaluate(
     label: str | list[str] | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    rules: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """Measure a classifier on labelled examples, and against a teacher where one is given.
@@ -119,6 +132,7 @@ def evaluate(
         label: the label column or columns; inferred when not given.
         max_length: tokens kept of an example.
         seed: fixes the resamples.
+        rules: a rules file; each model is measured without it and held to it.
         settings: the recipe's `evaluation` section: `metric`, `resamples`, `speed`.
 
     Returns:
@@ -135,6 +149,7 @@ def evaluate(
     names = label_names(opened["student"].model.config)
     resolved = data_room.resolve_task(table, columns, checked.task.kind, None, names)
     test = data_room.labelled_table(table, columns, resolved, "test")
+    ruled = LabelRules(load_rules(rules), resolved) if rules is not None else None
     models: dict[str, Asked] = {}
     for name in ("teacher", "student"):
         if name in opened:
@@ -144,8 +159,94 @@ def evaluate(
     return {
         "task": describe_task(resolved, evaluation),
         "data": {"test": len(test)},
-        **evaluate_models(models, test, resolved, evaluation, seed),
+        **evaluate_models(models, test, resolved, evaluation, seed, ruled),
     }
+
+
+def benchmark(
+    model: Model,
+    tasks: Sequence[str] | None = None,
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Measure a causal language model on published benchmarks, through lm-eval (the `harness` extra).
+
+    Args:
+        model: a folder, a run's folder, a hub name, a .gguf file, or `(model, tokenizer)`, which is measured on the
+            device and in the precision that it is in.
+        tasks: benchmarks such as `["lambada", "hellaswag"]`; all that `data` has files of when not given.
+        data: a folder of files (docs/benchmarks.md); the hub's data sets when not given.
+        limit: examples of each benchmark, drawn by `seed`; all when not given.
+        shots: examples with their answers in the prompt, drawn by `seed`, never from those that are measured.
+        seed: fixes both draws.
+        batch_size: examples computed at a time.
+
+    Returns:
+        `model`, `parameters`, `versions`, `settings` and `tasks`; see `limbeck.evaluation.harness.run_benchmarks`.
+
+    Raises:
+        InputError: lm-eval is not installed, an unknown benchmark, a missing file, wrong columns, no such model.
+    """
+    plan = plan_benchmarks(tasks, None if data is None else Path(data), limit, shots, seed)
+    opened = Checkpoint(model[0], model[1], "") if isinstance(model, tuple) else open_causal(str(model))
+    opened.model.to(hardware.device()).eval()
+    result = measure(plan, opened.model, opened.tokenizer, batch_size)
+    return {"model": opened.name, "parameters": opened.model.num_parameters(), **result}
+
+
+def check_rules(
+    rules: str | Path,
+    data: Examples,
+    *,
+    prompt: str = "prompt",
+    output: str = "output",
+    task: str = "classification",
+    text: str | list[str] | None = None,
+    label: str | list[str] | None = None,
+) -> dict[str, Any]:
+    """Count how often a table breaks rules: generated text, or for rules about labels the labels themselves.
+
+    Labels that break a rule say where it is wrong, before anything learns from it.
+
+    Args:
+        rules: a rules file.
+        data: a table of prompts and outputs, or of texts and labels; the training split where it has several.
+        prompt: the column of prompts.
+        output: the column of outputs.
+        task: of rules about labels, `classification` or `multi-label`.
+        text: the text column or columns of a table with labels; inferred when not given.
+        label: the label column or columns; inferred when not given.
+
+    Returns:
+        What `limbeck.rules.violations` says: `hard`, `soft` and `by_rule`.
+
+    Raises:
+        InputError: a rule, a column or a label that does not fit.
+    """
+    book = load_rules(rules)
+    objects: dict[str, Any] = {}
+    source = {"train": _name_data(data, objects), "text": text, "label": label}
+    checked = recipe_room.load(
+        "fine-tune", {"student": "unused", "output": "unused", "task.kind": task, "data": source}
+    )
+    table = data_room.read(checked.data.train, "train", objects)
+    if book.about_text:
+        for name in (prompt, output):
+            if name not in table.column_names:
+                raise InputError(
+                    f"no column '{name}' in the data; give prompt=COLUMN and output=COLUMN of those "
+                    f"there: {', '.join(table.column_names)}"
+                )
+        return violations(book, *([str(value or "") for value in table[name]] for name in (prompt, output)))
+    columns = data_room.find_columns(table, checked.data)
+    resolved = data_room.resolve_task(table, columns, checked.task.kind, None, None)
+    ready = LabelRules(book, resolved)
+    examples = data_room.labelled_table(table, columns, resolved, "train")
+    return rates(ready.rules, ready.applies(examples), ready.broken(np.array(examples["label"][:]), examples))
 
 
 def export(

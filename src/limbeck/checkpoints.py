@@ -179,7 +179,8 @@ def _open_causal_folder(name: str, revision: str | None, trust_remote_code: bool
 
 def open_for(task: Task, name: str) -> Checkpoint:
     """A model that Limbeck saved, for the task that it was trained for."""
-    return open_language_model(name) if task.kind == "masked-lm" else open_classifier(name)
+    openers = {"masked-lm": open_language_model, "causal-lm": open_causal}
+    return openers.get(task.kind, open_classifier)(name)
 
 
 def _open(

@@ -107,6 +107,41 @@ def evaluate(words: Annotated[list[str], typer.Argument(metavar="MODEL KEY=VALUE
 
 
 @app.command()
+def benchmark(
+    model: Annotated[str, typer.Argument(help="A folder, a run's folder, a hub name or a .gguf file.")],
+    tasks: Annotated[str | None, typer.Option(help="Names with commas between; all that DATA has by default.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of files; the hub's data sets by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each benchmark; all by default.")] = None,
+    shots: Annotated[int, typer.Option(help="Examples with their answers in the prompt.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+) -> None:
+    """Measure a causal language model on published benchmarks (LAMBADA, HellaSwag, ...; docs/benchmarks.md).
+
+    - `limbeck benchmark runs/a --tasks lambada,hellaswag --data benchmarks --limit 500`
+    """
+    from limbeck import api
+    from limbeck.evaluation.harness import LOWER_IS_BETTER
+    from limbeck.files import write_json
+
+    if output is not None and not output.absolute().parent.is_dir():
+        raise InputError(f"no folder '{output.absolute().parent}' to write {output.name} into")
+    names = [name.strip() for name in tasks.split(",")] if tasks else None
+    result = api.benchmark(model, names, data=data, limit=limit, shots=shots)
+    rows = []
+    for name, task in result["tasks"].items():
+        for metric, found in task["metrics"].items():
+            scale, unit = (1, "") if metric in LOWER_IS_BETTER else (100, " %")
+            error = "" if found["stderr"] is None else f"{scale * found['stderr']:.2f}"
+            value = f"{scale * found['value']:.2f}{unit}"
+            rows.append((name, metric, value, error, f"{task['examples']:,} of {task['available']:,}", str(shots)))
+    out.print(_table(("benchmark", "metric", "value", "standard error", "examples", "shots"), rows))
+    if output:
+        for task in result["tasks"].values():
+            del task["scores"]  # a number for each example: for the library, not for reading
+        write_json(output, result)
+
+
+@app.command()
 def export(
     words: Annotated[list[str], typer.Argument(metavar="MODEL OUTPUT KEY=VALUE...", show_default=False)],
 ) -> None:
@@ -147,6 +182,40 @@ def cut(
         if name not in ("layers", "pattern"):
             raise InputError(f"unknown key '{name}'; {nearest(name, ['layers', 'pattern'])}")
     out.print(str(api.cut(places[0], places[1], **settings)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def rules(
+    words: Annotated[list[str], typer.Argument(metavar="check RULES DATA KEY=VALUE...", show_default=False)],
+) -> None:
+    """Count how often a table of prompts and outputs, or of texts and labels, breaks a file's rules.
+
+    `prompt=COLUMN output=COLUMN` name the columns of generated text; `text=`, `label=` and `task=` are as of evaluate.
+
+    - `limbeck rules check rules.yaml generated.jsonl`
+
+    - `limbeck rules check rules.yaml train.csv`
+    """
+    from limbeck import api
+
+    places, settings = _recipe(words), _settings(words)
+    if len(places) != 3 or places[0] != "check":
+        raise InputError("give a rules file and a table: limbeck rules check RULES DATA")
+    known = ["prompt", "output", "task", "text", "label"]
+    for name in settings:
+        if name not in known:
+            raise InputError(f"unknown key '{name}'; {nearest(name, known)}")
+    found = api.check_rules(places[1], places[2], **settings)
+    rows = [
+        (name, str(rule["weight"]), f"{rule['applies']:,}", f"{100 * rule['broken']:.2f} %")
+        for name, rule in found["by_rule"].items()
+    ]
+    rows += [
+        (f"any {kind} rule", "", "", f"{100 * found[kind]:.2f} %")
+        for kind in ("hard", "soft")
+        if found[kind] is not None
+    ]
+    out.print(_table(("rule", "weight", "examples it is about", "broken, of all"), rows))
 
 
 @app.command()

@@ -6,7 +6,12 @@ import importlib.util
 
 from limbeck.errors import InputError
 
-EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",)}
+EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "gguf": ("gguf",),
+    "harness": ("lm_eval",),
+    "rules": ("llguidance", "jsonschema"),
+}
 
 
 def installed(extra: str) -> bool:

@@ -14,7 +14,18 @@ from limbeck.errors import InputError
 from limbeck.files import read_json, write_atomic, write_json
 from limbeck.recipe import Recipe, dump
 
-_OURS = ("run.json", "metrics.json", "report.html", "student", "baseline", "model", "assistant", "stages", "logs")
+_OURS = (
+    "run.json",
+    "metrics.json",
+    "report.html",
+    "rules.yaml",
+    "student",
+    "baseline",
+    "model",
+    "assistant",
+    "stages",
+    "logs",
+)
 # What may change between two runs of the same command without making it another run.
 _FREE = ("output", "knowledge", "evaluation", "export", "about")
 _PACKAGES = ("limbeck", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "onnxruntime")
@@ -91,6 +102,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.recipe, dump(recipe))
             write_json(identity, {"content": content})
+            if recipe.rules is not None:
+                write_atomic(self.path / "rules.yaml", Path(recipe.rules).expanduser().read_bytes())
             versions = {name: hardware.version(name) for name in _PACKAGES}
             write_json(self.path / "environment.json", {"machine": hardware.describe(), "packages": versions})
         hardware.processes().wait_for_everyone()

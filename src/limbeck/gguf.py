@@ -180,8 +180,8 @@ def tokenizer_of(metadata: dict[str, Any], where: str) -> PreTrainedTokenizerFas
     splitting = next((each for each in SPLITTINGS if name in each.names), None)
     if splitting is None:
         raise InputError(
-            f"{where} splits text by the rules of '{name}', which are not known here, so its tokens would be wrong; "
-            "give the model's Hugging Face folder instead"
+            f"{where} splits text by the rules of '{name}', which are not known here, so its tokens would be "
+            "wrong; give the model's Hugging Face folder instead"
         )
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from limbeck import data, hardware
+from limbeck import data, examples, hardware
 from limbeck.checkpoints import (
     Checkpoint,
     check_tokenizer,
     label_names,
     max_length,
+    open_causal,
     open_classifier,
     open_language_model,
     weights_fingerprint,
@@ -25,28 +27,26 @@ from limbeck.checkpoints import (
 from limbeck.data import Splits
 from limbeck.data.augmentation import augment
 from limbeck.errors import InputError
-from limbeck.evaluation import describe_task, evaluate_models
-from limbeck.exporting import OnnxModel, export_model
+from limbeck.evaluation import describe_task, evaluate_language, evaluate_models
+from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
-from limbeck.knowledge import Store, label_texts
+from limbeck.knowledge import Store, WordStore, label_texts
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
-from limbeck.recipe.schema import Source, Stage
-from limbeck.recipe.terms import HardLabels, MaskedLM, Objectives
+from limbeck.recipe.schema import Stage
+from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives
 from limbeck.report import write_card, write_report
+from limbeck.rules import LabelRules, load_rules
 from limbeck.signals import Asked
 from limbeck.students import build_student
 from limbeck.tasks import Task
-from limbeck.tasks.cloze import WORDS, cloze
-from limbeck.teachers import HuggingFaceModel, open_teacher
+from limbeck.teachers import HuggingFaceModel, Ruled, open_teacher
 from limbeck.training import Plan, Teaching, Trained, plan_stages, train_stages
-from limbeck.training.lessons import TEXT_LENGTH
+from limbeck.training.words import ask_for_words, encode_language, sample
 
 METRICS_VERSION = 1
-HELD_LINES = 1000
-"""Lines of plain text held out to watch a stage by; a tenth where there are fewer than ten times as many."""
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Prepared:
         general: the language model that teaches the stages on plain text.
         assistant: before training; it is to teach them instead.
         plan: what the stages need.
+        rules: what outputs are held to.
     """
 
     task: Task
@@ -92,6 +93,7 @@ class Prepared:
     general: Checkpoint | None
     assistant: Checkpoint | None
     plan: Plan
+    rules: LabelRules | None = None
 
 
 def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
@@ -108,7 +110,7 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
     with full_disk_explained():
         folder = RunFolder(Path(recipe.output))
         if recipe.export.formats:
-            require_onnx()
+            (require_gguf if recipe.task.kind == "causal-lm" else require_onnx)()
         ready = prepare(recipe, objects or {}, folder)
         enlarge(recipe, ready, objects or {})
         knowledge = ask_teacher(recipe, ready) if ready.plan.stored else None
@@ -116,11 +118,19 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
         name, main = next(iter(trained.items()))
         if not hardware.processes().is_main_process:
             return Run(folder.path, {}, main.checkpoint.model, main.checkpoint.tokenizer)
-        exports = export_model(main.checkpoint, folder.path / name, recipe.export.formats, ready.task.pair)
+        exports = _export(recipe, main.checkpoint, folder.path / name, ready.task)
         metrics = measure(recipe, ready, knowledge, trained, exports, folder)
         write_card(metrics, dump(recipe), folder.path / name)
         write_report(metrics, dump(recipe), folder.report)
         return Run(folder.path, metrics, main.checkpoint.model, main.checkpoint.tokenizer)
+
+
+def _export(recipe: Recipe, student: Checkpoint, folder: Path, task: Task) -> dict[str, Path]:
+    """The student in the forms that the recipe asks for, by name."""
+    if task.kind != "causal-lm":
+        return export_model(student, folder, recipe.export.formats, task.pair)
+    files = {name: GGUF_FILES[name] for name in recipe.export.formats}
+    return {name: export_gguf(student, folder / file, kind) for name, (file, kind) in files.items()}
 
 
 def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Prepared:
@@ -131,16 +141,22 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     teachers = open_teachers(recipe, objects)
     general = open_general(recipe, teachers)
     given = _open(recipe.student.model, objects) if recipe.student.model else None
-    if recipe.task.kind == "masked-lm":
-        student = build_student(recipe.student, given, first(teachers), WORDS, recipe.seed)
-        task, splits = words_task(recipe, objects, student)
+    if recipe.task.kind in ("masked-lm", "causal-lm"):
+        kind, texts = Task(recipe.task.kind, ()), examples.texts_for_width(recipe, objects)
+        student = build_student(recipe.student, given, first(teachers), kind, recipe.seed, texts=texts)
+        if recipe.export.formats:
+            check_gguf(student)
+        language = examples.words if recipe.task.kind == "masked-lm" else examples.language
+        task, splits = language(recipe, objects, student)
     else:
-        task, splits = labelled_task(recipe, objects, teachers)
-        student = build_student(recipe.student, given, first(teachers), task, recipe.seed, general)
+        task, splits = examples.labelled(recipe, objects, teachers)
+        texts = examples.some_texts(splits.train)
+        student = build_student(recipe.student, given, first(teachers), task, recipe.seed, general, texts)
+    rules = open_rules(recipe, task, splits.transfer, splits.test)
     for notice in splits.notices:
         say(f"data: {notice}")
     for checkpoint in [*teachers, student]:
-        check_tokenizer(checkpoint, splits.train["text"][:200])
+        check_tokenizer(checkpoint, examples.some_texts(splits.train))
     _check_fit(teachers, student, task)
     student.model.config.update(task.config)
     assistant = None
@@ -159,47 +175,25 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         content["general teacher"] = weights_fingerprint(general.model)
     if assistant is not None:
         content["assistant's start"] = weights_fingerprint(assistant.model)
+    if rules is not None:
+        content["rules"] = rules.book.fingerprint
     folder.claim(recipe, content)
-    return Prepared(task, splits, teachers, student, general, assistant, plan)
+    return Prepared(task, splits, teachers, student, general, assistant, plan, rules)
 
 
-def labelled_task(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoint]) -> tuple[Task, Splits]:
-    """The labelled examples and what they are about; with plain text where some stage learns from it."""
-    raw = data.read_all(recipe.data, objects)
-    columns = data.find_columns(raw.train, recipe.data)
-    if columns.inferred:
-        say(f"data: text is column {' and '.join(columns.text)}, label is column {', '.join(columns.label)}")
-    known = label_names(teachers[0].model.config) if teachers else None
-    task = data.resolve_task(raw.train, columns, recipe.task.kind, recipe.task.labels, known)
-    task.main_metric(recipe.evaluation.metric)
-    splits = data.split(raw, columns, task, recipe.seed)
-    if recipe.data.corpus is not None and any(stage.on_text for stage in recipe.stages):
-        corpus = data.read_corpus(recipe.data.corpus, objects)
-        splits.corpus, splits.corpus_held = data.split_corpus(corpus, HELD_LINES, recipe.seed)
-    return task, splits
-
-
-def words_task(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
-    """Plain text: lines to learn from, lines to watch, and single words to fill in for the report."""
-    lines = data.read_corpus(recipe.data.train, objects)
-    held = recipe.data.test
-    if isinstance(held, Source):
-        asked = data.read_corpus(held, objects)
-    else:
-        lines, asked = data.split_corpus(lines, HELD_LINES, recipe.seed + 1)
-    learn, watched = data.split_corpus(lines, HELD_LINES, recipe.seed)
-    tokenizer, size = student.tokenizer, student.model.config.vocab_size
-    tokens = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), size)))
-    task = Task("masked-lm", (*tokens, *(f"unused {number}" for number in range(len(tokens), size))))
-    task.main_metric(recipe.evaluation.metric)
-    test = cloze(asked, tokenizer, recipe.task.max_length or TEXT_LENGTH, recipe.seed)
-    return task, Splits(learn, watched, test, learn, corpus=learn, corpus_held=watched)
+def open_rules(recipe: Recipe, task: Task, *tables: Dataset) -> LabelRules | None:
+    """The recipe's rules, checked on all texts that they will meet; see `LabelRules` for what is refused."""
+    if recipe.rules is None:
+        return None
+    rules = LabelRules(load_rules(recipe.rules), task)
+    for table in tables:
+        rules.check(table)
+    return rules
 
 
 def open_teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
     """Every model the recipe names as teacher, with its tokenizer; see `open_classifier` for what is refused."""
-    words = recipe.task.kind == "masked-lm"
-    opener = open_language_model if words else open_classifier
+    opener = {"masked-lm": open_language_model, "causal-lm": open_causal}.get(recipe.task.kind, open_classifier)
     return [
         _open(each.model, objects) or opener(each.model, each.revision, each.trust_remote_code)
         for each in (recipe.teacher.models if recipe.teacher else [])
@@ -248,10 +242,16 @@ def knowledge_root(recipe: Recipe) -> Path:
     return Path(recipe.knowledge or Path(recipe.output) / "knowledge")
 
 
-def ask_teacher(recipe: Recipe, ready: Prepared) -> Store:
+def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | WordStore:
     """The teacher's knowledge about the transfer set, asked for once."""
     assert recipe.teacher is not None
-    teacher = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
+    if ready.task.kind == "causal-lm":
+        words = ask_for_words(recipe, ready.splits.train, ready.teachers[0], knowledge_root(recipe))
+        ready.teachers[0].model.cpu()
+        return words
+    teacher: Asked = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
+    if ready.rules is not None:
+        teacher = Ruled(teacher, ready.rules)
     features = [*recipe.teacher.features, *(n for n in ready.plan.features if n not in recipe.teacher.features)]
     store = label_texts(teacher, ready.splits.transfer, ready.task, knowledge_root(recipe), features)
     for each in ready.teachers:
@@ -259,7 +259,7 @@ def ask_teacher(recipe: Recipe, ready: Prepared) -> Store:
     return store
 
 
-def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store:
+def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | WordStore:
     """Ask the teacher about the transfer set that `run` would use; where there are no labels, about every text.
 
     Raises:
@@ -271,6 +271,11 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store:
     if recipe.task.kind == "masked-lm":
         raise InputError("a language model's words are too many to keep, so there is nothing to label; use distill")
     with full_disk_explained():
+        if recipe.task.kind == "causal-lm":
+            ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
+            if not ready.plan.stored:
+                raise InputError("no stage learns from words that are kept; give soft_targets and teacher.words")
+            return ask_teacher(recipe, ready)
         table = data.read(recipe.data.train, "train", objects)
         if recipe.data.label or data.label_column(table):
             ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
@@ -282,11 +287,14 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store:
         task = Task(recipe.task.kind, label_names(teachers[0].model.config), pair=len(columns.text) == 2)
         texts = data.labelled_table(table, columns, task, "train")
         check_tokenizer(teachers[0], texts["text"][:200])
-        teacher = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
+        teacher: Asked = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
+        rules = open_rules(recipe, task, texts)
+        if rules is not None:
+            teacher = Ruled(teacher, rules)
         return label_texts(teacher, texts, task, knowledge_root(recipe), recipe.teacher.features)
 
 
-def train(recipe: Recipe, ready: Prepared, knowledge: Store | None) -> dict[str, Trained]:
+def train(recipe: Recipe, ready: Prepared, knowledge: Store | WordStore | None) -> dict[str, Trained]:
     """The student, then the baseline: the same start and steps without a teacher."""
     start = copy.deepcopy(ready.student) if recipe.baseline else ready.student
     name = "student" if recipe.teacher else "model"
@@ -312,6 +320,8 @@ def _without_teacher(recipe: Recipe, stage: Stage, ready: Prepared) -> Stage:
     changes: dict[str, Any] = {"progressive": False, "on": None}
     if stage.on_text:
         return stage.model_copy(update=changes | {"objectives": Objectives(masked_lm=MaskedLM())})
+    if ready.task.kind == "causal-lm":
+        return stage.model_copy(update=changes | {"objectives": Objectives(next_token=NextToken())})
     on_transfer = stage.on == "transfer" if stage.on is not None else stage.objectives.needs_teacher
     if on_transfer:
         epochs = recipe.training_of(stage).epochs * len(ready.splits.transfer) / len(ready.splits.train)
@@ -322,7 +332,7 @@ def _without_teacher(recipe: Recipe, stage: Stage, ready: Prepared) -> Stage:
 def measure(
     recipe: Recipe,
     ready: Prepared,
-    knowledge: Store | None,
+    knowledge: Store | WordStore | None,
     trained: dict[str, Trained],
     exports: dict[str, Path],
     folder: RunFolder,
@@ -335,24 +345,15 @@ def measure(
             say(f"evaluation: reused {folder.metrics}")
             return metrics
     say("evaluation: measuring quality, fidelity, calibration and speed")
-    task, length = ready.task, recipe.task.max_length
-    models: dict[str, Asked] = {}
-    if recipe.teacher is not None:
-        models["teacher"] = open_teacher(ready.teachers, recipe.teacher, task, length, "float32")
     first = next(iter(trained.values()))
-    models["student"] = HuggingFaceModel(first.checkpoint, task, length)
-    if "baseline" in trained:
-        models["baseline"] = HuggingFaceModel(trained["baseline"].checkpoint, task, length)
-    for name, path in exports.items():
-        models[f"student_{name}"] = OnnxModel(path, first.checkpoint, task, length)
     metrics = {
         "version": METRICS_VERSION,
         "recipe": recipe_hash,
         "method": recipe.about.title if recipe.about else None,
-        "task": describe_task(task, recipe.evaluation),
+        "task": describe_task(ready.task, recipe.evaluation),
         "data": ready.splits.sizes | {"notices": ready.splits.notices},
         "machine": hardware.describe(),
-        **evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed),
+        **_measured(recipe, ready, trained, exports),
         "training": {
             "student" if each is first else name: {
                 "history": each.history,
@@ -366,6 +367,25 @@ def measure(
         metrics["knowledge"] = {"examples": len(knowledge), "bytes": knowledge.size}
     write_json(folder.metrics, metrics)
     return metrics
+
+
+def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], exports: dict[str, Path]) -> dict[str, Any]:
+    """All models on the test split."""
+    task, length = ready.task, recipe.task.max_length
+    student = next(iter(trained.values())).checkpoint
+    made = {"student": student} | {name: each.checkpoint for name, each in trained.items() if name == "baseline"}
+    if task.kind == "causal-lm":
+        teachers = {"teacher": ready.teachers[0]} if ready.teachers else {}
+        encoded = encode_language(ready.splits.test, student, recipe.task)
+        test = sample(encoded, recipe.evaluation.examples, recipe.seed)
+        made |= {f"student_{name.replace('-', '_')}": open_causal(str(path)) for name, path in exports.items()}
+        return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed)
+    models: dict[str, Asked] = {}
+    if recipe.teacher is not None:
+        models["teacher"] = open_teacher(ready.teachers, recipe.teacher, task, length, "float32")
+    models |= {name: HuggingFaceModel(checkpoint, task, length) for name, checkpoint in made.items()}
+    models |= {f"student_{name}": OnnxModel(path, student, task, length) for name, path in exports.items()}
+    return evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.rules)
 
 
 def first(checkpoints: list[Checkpoint]) -> Checkpoint | None:

@@ -11,6 +11,34 @@ from datasets import Dataset
 
 
 @dataclass
+class SparseWords:
+    """A teacher's distributions over a vocabulary of which a few tokens were kept; see `limbeck.knowledge.formats`.
+
+    Attributes:
+        ids: int64 [N, k + n]: the k likeliest tokens, then n that were drawn from the rest in proportion to their
+            probability, of which some may be equal.
+        logs: log-probabilities of the first k, float32 [N, k].
+        drawn: n; where it is 0, all that is known of the rest is its mass.
+        entropy: of the whole distribution in nats, float32 [N].
+        temperature: that the teacher's logits were divided by.
+    """
+
+    ids: torch.Tensor
+    logs: torch.Tensor
+    drawn: int
+    entropy: torch.Tensor
+    temperature: float
+
+    @property
+    def tail(self) -> torch.Tensor:
+        """The mass of all but the first k, float32 [N]."""
+        return (1 - self.logs.exp().sum(-1)).clamp(min=0)
+
+    def __getitem__(self, rows: slice) -> SparseWords:
+        return SparseWords(self.ids[rows], self.logs[rows], self.drawn, self.entropy[rows], self.temperature)
+
+
+@dataclass
 class Signals:
     """What a model says about B examples of up to n tokens. Inner signals are there for the layers that were wanted.
 
@@ -18,13 +46,15 @@ class Signals:
     features alone.
 
     Attributes:
-        logits: float [B, C]; of a masked language model float [N, V] at the batch's N `positions`.
+        logits: float [B, C]; of a language model float [N, V] at the batch's N `positions`; of a teacher also sparse
+            words there.
         features: the [CLS] state [B, d] after a layer.
         hidden: the states [B, n, d] after a layer.
         queries: of a layer, all heads side by side [B, n, h * d_k], before any rotary embedding.
         keys: likewise.
         values: likewise.
         scores: attention scores before softmax and padding mask [B, h, n, n]; -inf where the architecture never looks.
+        at_words: of a causal language model's teacher: what it says about the words at the batch's `positions`.
     """
 
     logits: Any = None
@@ -34,6 +64,14 @@ class Signals:
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
+    at_words: WordSource | None = None
+
+
+class WordSource(Protocol):
+    """What a teacher says about the words at a batch's positions, a few positions at a time."""
+
+    def words(self, some: slice) -> torch.Tensor | SparseWords:
+        """Its logits float32 [c, V] at these of the positions, or sparse words."""
 
 
 @dataclass(frozen=True)

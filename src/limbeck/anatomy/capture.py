@@ -56,7 +56,7 @@ class Capture:
             for kind in ("queries", "keys", "values")
         }
         scores = {number: self._scores(found, number) for number in self.wanted.scores}
-        return Signals(logits, features, hidden, **flat, scores=scores)
+        return Signals(logits, features, hidden, flat["queries"], flat["keys"], flat["values"], scores)
 
     def close(self) -> None:
         """Take the hooks away."""

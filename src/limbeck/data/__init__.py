@@ -1,5 +1,6 @@
 """Reading, checking and splitting examples."""
 
+from limbeck.data.chat import is_chat, read_chat, without_answers
 from limbeck.data.columns import Columns, find_columns, label_column
 from limbeck.data.corpus import read_corpus, split_corpus
 from limbeck.data.labels import resolve_task
@@ -12,12 +13,15 @@ __all__ = [
     "Splits",
     "add_unlabelled",
     "find_columns",
+    "is_chat",
     "label_column",
     "labelled_table",
     "read",
     "read_all",
+    "read_chat",
     "read_corpus",
     "resolve_task",
     "split",
     "split_corpus",
+    "without_answers",
 ]

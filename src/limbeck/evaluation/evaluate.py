@@ -8,9 +8,11 @@ import numpy as np
 from datasets import Dataset
 
 from limbeck.evaluation import quality as q
+from limbeck.evaluation.rules import add_rules
 from limbeck.evaluation.speed import measure_speed
 from limbeck.evaluation.statistics import figure, paired_test
 from limbeck.recipe.schema import Evaluation
+from limbeck.rules import LabelRules
 from limbeck.signals import Asked
 from limbeck.tasks import Task
 from limbeck.tasks.task import Array
@@ -21,12 +23,17 @@ SHOWN = 30
 def describe_task(task: Task, settings: Evaluation) -> dict[str, Any]:
     """The task as `metrics.json` states it."""
     metric = task.main_metric(settings.metric)
-    labels = [] if task.kind == "masked-lm" else list(task.labels)  # a vocabulary is in the tokenizer
+    labels = [] if task.kind in ("masked-lm", "causal-lm") else list(task.labels)  # a vocabulary is in the tokenizer
     return {"kind": task.kind, "labels": labels, "metric": metric, "pair": task.pair}
 
 
 def evaluate_models(
-    models: dict[str, Asked], test: Dataset, task: Task, settings: Evaluation, seed: int
+    models: dict[str, Asked],
+    test: Dataset,
+    task: Task,
+    settings: Evaluation,
+    seed: int,
+    rules: LabelRules | None = None,
 ) -> dict[str, Any]:
     """Measure every model on labelled examples.
 
@@ -37,9 +44,10 @@ def evaluate_models(
         task: what is predicted.
         settings: the metric that retention is about, resamples, whether to time.
         seed: fixes resamples and the timed sample.
+        rules: measure each model without them and with them. All else is about the models as they are.
 
     Returns:
-        By model what `metrics.json` holds (see docs/metrics.md), and `comparisons` and `disagreements`.
+        By model what `metrics.json` holds (see docs/metrics.md), `comparisons` and `disagreements`, and `rules`.
     """
     labels = np.array(test["label"][:])
     main = task.main_metric(settings.metric)
@@ -71,6 +79,7 @@ def evaluate_models(
     if settings.speed:
         for name, speed in measure_speed(models, test, lengths, seed).items():
             measured[name]["speed"] = speed
+    add_rules(measured, rules, test, labels, logits, main, settings.resamples, seed)
     measured["comparisons"] = _comparisons(task, main, labels, logits, measured, draws)
     measured["disagreements"] = _disagreements(task, test, labels, logits)
     return measured

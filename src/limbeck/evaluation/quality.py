@@ -91,9 +91,12 @@ def calibration(task: Task, labels: Array, logits: Array) -> dict[str, Any]:
         return {"ece": None, "curve": []}
     probabilities = task.probabilities(logits)
     if task.one_of:
-        confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
-    else:
-        confidence, right = probabilities.ravel(), labels.ravel() == 1
+        return calibration_curve(probabilities.max(-1), probabilities.argmax(-1) == labels)
+    return calibration_curve(probabilities.ravel(), labels.ravel() == 1)
+
+
+def calibration_curve(confidence: Array, right: Array) -> dict[str, Any]:
+    """See `calibration`; of confidences [N] and whether each was right [N]."""
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     curve, error = [], 0.0
     for each in np.unique(bins):

@@ -2,5 +2,6 @@
 
 from limbeck.knowledge.labelling import describe_request, label_texts
 from limbeck.knowledge.store import Store
+from limbeck.knowledge.words import WordStore, label_words, words_format
 
-__all__ = ["Store", "describe_request", "label_texts"]
+__all__ = ["Store", "WordStore", "describe_request", "label_texts", "label_words", "words_format"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, Features
 from rich.progress import track
 
 from limbeck import hardware
 from limbeck.files import require_space
 from limbeck.knowledge import store
-from limbeck.knowledge.store import SHARD_ROWS, VERSION, Request, Store
+from limbeck.knowledge.store import VERSION, Request, Store
 from limbeck.progress import console, say
 from limbeck.signals import Asked
 from limbeck.tasks import Task
@@ -54,23 +54,47 @@ def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features
     Raises:
         InputError: a damaged shard of an earlier run, or too little disk.
     """
-    group = hardware.processes()
     request = describe_request(teacher, texts, task, features)
+
+    def write(folder: Path, index: int, rows: range) -> None:
+        part = texts.select(rows)
+        store.write_shard(folder, request, index, part, teacher.ask(part, request.features))
+
+    width = 4 * request.outputs + sum(len(texts[name][0]) for name in request.texts)
+    return Store(keep_shards(root, request, width, write, lambda folder: store.features_of(folder, request)))
+
+
+def keep_shards(
+    root: Path,
+    request: Request,
+    width: int,
+    write: Callable[[Path, int, range], None],
+    features: Callable[[Path], Features],
+) -> Path:
+    """Make the shards of a store that are not there yet.
+
+    Args:
+        root: the folder that holds stores.
+        request: what is kept, of how many examples.
+        width: bytes of an example, about.
+        write: makes a shard whole or not at all; takes the store's folder, the shard's number and its examples.
+        features: the columns, once all shards are there.
+
+    Returns:
+        The store's folder.
+
+    Raises:
+        InputError: as `label_texts`.
+    """
+    group = hardware.processes()
     folder = root / request.key[:16]
     if group.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         store.is_finished(folder, request)  # takes the manifest away where a shard is missing; all look at it below
     group.wait_for_everyone()
     if (folder / "manifest.json").is_file():
-        opened = Store(folder)
-        say(f"knowledge: reused {len(opened):,} examples from {folder}; the teacher was not asked")
-        return opened
-    _label(teacher, texts, root, folder, request)
-    return Store(folder)
-
-
-def _label(teacher: Asked, texts: Dataset, root: Path, folder: Path, request: Request) -> None:
-    group = hardware.processes()
+        say(f"knowledge: reused {request.rows:,} examples from {folder}; the teacher was not asked")
+        return folder
     done = store.finished_shards(folder, request)
     group.wait_for_everyone()
     differing = store.what_differs(root, request)
@@ -79,18 +103,17 @@ def _label(teacher: Asked, texts: Dataset, root: Path, folder: Path, request: Re
     if done:
         say(f"knowledge: {len(done)} of {request.shards} shards are there from an earlier run; going on")
     open_shards = [index for index in range(request.shards) if index not in done]
-    width = 4 * request.outputs + sum(len(texts[name][0]) for name in request.texts)
-    require_space(folder, len(open_shards) * SHARD_ROWS * width, "labelling")
+    require_space(folder, len(open_shards) * request.shard_rows * width, "labelling")
     started = time.monotonic()
     mine = open_shards[group.process_index :: group.num_processes]
     shards = track(mine, "Labelling", console=console) if group.is_main_process else mine
     for index in shards:
-        rows = range(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, request.rows))
-        part = texts.select(rows)
-        store.write_shard(folder, request, index, part, teacher.ask(part, request.features))
+        first = index * request.shard_rows
+        write(folder, index, range(first, min(first + request.shard_rows, request.rows)))
     group.wait_for_everyone()
     if group.is_main_process:
-        store.finish(folder, request)
+        store.finish(folder, request, features(folder))
         seconds = time.monotonic() - started
         say(f"knowledge: the teacher was asked about {request.rows:,} examples in {seconds:.1f} s; kept in {folder}")
     group.wait_for_everyone()
+    return folder

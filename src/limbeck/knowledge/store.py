@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Request:
         outputs: logits per example.
         features: layers whose [CLS] state is kept.
         pair: two texts an example.
+        shard_rows: examples of a shard.
     """
 
     spec: dict[str, Any]
@@ -46,6 +47,7 @@ class Request:
     outputs: int
     features: tuple[int, ...] = ()
     pair: bool = False
+    shard_rows: int = field(default_factory=lambda: SHARD_ROWS)
 
     @property
     def key(self) -> str:
@@ -55,7 +57,7 @@ class Request:
     @property
     def shards(self) -> int:
         """The number of shards."""
-        return -(-self.rows // SHARD_ROWS)
+        return -(-self.rows // self.shard_rows)
 
     @property
     def texts(self) -> list[str]:
@@ -139,21 +141,25 @@ def write_shard(folder: Path, request: Request, index: int, texts: Dataset, sign
     for layer in request.features:
         columns[f"cls_{layer}"] = _matrix(signals.features[layer])
     features = _features(request, {name: len(array[0]) for name, array in columns.items() if name not in request.texts})
-    metadata = {**features.arrow_schema.metadata, b"limbeck": json.dumps(_head(request), sort_keys=True).encode()}
+    metadata = {**features.arrow_schema.metadata, b"limbeck": json.dumps(head_of(request), sort_keys=True).encode()}
     table = pa.table(columns).cast(features.arrow_schema).replace_schema_metadata(metadata).combine_chunks()
     path = folder / shard_name(index)
     arrow.write_shard(path, table, folder / "progress" / f"{path.name}.json", {"rows": len(texts)})
 
 
-def finish(folder: Path, request: Request) -> None:
+def features_of(folder: Path, request: Request) -> Features:
+    """The columns of a finished store's shards."""
+    first = _open_shard(folder / shard_name(0))
+    return _features(request, {name: column.shape[1] for name, column in first.items()})
+
+
+def finish(folder: Path, request: Request, features: Features) -> None:
     """Write the manifest and the files that make the folder a `datasets` one, then drop the progress notes."""
     files = [shard_name(index) for index in range(request.shards)]
     notes = [read_json(folder / "progress" / f"{name}.json") for name in files]
     shards = [{"file": name, **note} for name, note in zip(files, notes, strict=True)]
-    first = _open_shard(folder / files[0])
-    features = _features(request, {name: column.shape[1] for name, column in first.items()})
     arrow.describe_shards(folder, features, files, request.key[:16])
-    write_json(folder / "manifest.json", {**_head(request), "rows": request.rows, "shards": shards})
+    write_json(folder / "manifest.json", {**head_of(request), "rows": request.rows, "shards": shards})
     shutil.rmtree(folder / "progress", ignore_errors=True)
 
 
@@ -193,7 +199,8 @@ def differing(spec: dict[str, Any], request: Request) -> list[str]:
     return [name for name in request.spec if spec.get(name) != request.spec[name]]
 
 
-def _head(request: Request) -> dict[str, Any]:
+def head_of(request: Request) -> dict[str, Any]:
+    """What a shard and the manifest say of the request."""
     return {"version": VERSION, "key": request.key, "spec": request.spec}
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 from limbeck.objectives.attention import Attention
+from limbeck.objectives.contrastive import Contrastive
 from limbeck.objectives.embedding import Embedding
 from limbeck.objectives.feature_map import FeatureMap
 from limbeck.objectives.hard_labels import HardLabels
 from limbeck.objectives.hidden import Hidden
 from limbeck.objectives.layer_maps import one_layer
 from limbeck.objectives.masked_lm import MaskedLM
+from limbeck.objectives.next_token import NextToken
+from limbeck.objectives.policy_gradient import PolicyGradient
 from limbeck.objectives.relations import Relations
 from limbeck.objectives.soft_targets import SoftTargets
 from limbeck.objectives.term import Shapes, Term, labelled, need_shapes, valid
@@ -19,11 +22,14 @@ TERMS: dict[str, Callable[..., Term]] = {
     "hard_labels": HardLabels,
     "soft_targets": SoftTargets,
     "masked_lm": MaskedLM,
+    "next_token": NextToken,
+    "policy_gradient": PolicyGradient,
     "embedding": Embedding,
     "hidden": Hidden,
     "attention": Attention,
     "relations": Relations,
     "feature_map": FeatureMap,
+    "contrastive": Contrastive,
 }
 
 
@@ -57,11 +63,14 @@ def build_terms(
 __all__ = [
     "TERMS",
     "Attention",
+    "Contrastive",
     "Embedding",
     "FeatureMap",
     "HardLabels",
     "Hidden",
     "MaskedLM",
+    "NextToken",
+    "PolicyGradient",
     "Relations",
     "Shapes",
     "SoftTargets",

@@ -6,7 +6,7 @@ import torch
 
 from limbeck.errors import InputError
 from limbeck.objectives.divergence import divergence
-from limbeck.objectives.known_gradient import with_gradient
+from limbeck.objectives.known_gradient import with_gradients
 from limbeck.objectives.layer_maps import resolve
 from limbeck.objectives.term import Shapes, need_shapes, need_teacher, valid
 from limbeck.recipe import terms
@@ -68,4 +68,4 @@ def _squares(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torc
     dropped = ~(tokens[:, None, :, None] & tokens[:, None, None, :]) | s.isneginf() | t.isneginf()
     apart = (s.float() - t.float()).masked_fill_(dropped, 0).flatten()
     value = torch.dot(apart, apart) / heads
-    return with_gradient(value, student, apart.mul_(2 / heads).view_as(student))
+    return with_gradients(value, [student], [apart.mul_(2 / heads).view_as(student)])

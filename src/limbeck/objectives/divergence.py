@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from limbeck.objectives.known_gradient import with_gradient
+from limbeck.objectives.known_gradient import with_gradients
 from limbeck.objectives.term import clean, valid
 from limbeck.tasks.text import Batch
 
@@ -42,7 +42,7 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> to
         mine.masked_fill_(~seen.any(-1, keepdim=True), NEVER)
         found, gradient[some] = _kl(mine, its)
         total += found
-    return with_gradient(total / heads, student, gradient.div_(heads).view_as(student))
+    return with_gradients(total / heads, [student], [gradient.div_(heads).view_as(student)])
 
 
 def relation_divergence(student: torch.Tensor, teacher: torch.Tensor, heads: int, batch: Batch) -> torch.Tensor:
@@ -76,7 +76,7 @@ def relation_divergence(student: torch.Tensor, teacher: torch.Tensor, heads: int
             torch.bmm(of_scores, scaled, out=gradient[some])
             gradient[some].baddbmm_(of_scores.mT, scaled)  # each vector is a row's and a column's
     by_head = gradient.div_(heads).reshape(-1, heads, *gradient.shape[1:])
-    return with_gradient(total / heads, student, by_head.transpose(1, 2).flatten(2))
+    return with_gradients(total / heads, [student], [by_head.transpose(1, 2).flatten(2)])
 
 
 def _chunks(maps: torch.Tensor, length: int) -> list[slice]:

@@ -25,23 +25,43 @@ def check_recipe(recipe: Recipe) -> None:
 
             raise ValueError(f"stages.{stage.name}.training: {explain(error)}") from None
         _check_stage(recipe, stage)
-    if recipe.task.kind == "masked-lm":
+    if recipe.task.kind in ("masked-lm", "causal-lm"):
         _check_text_alone(recipe)
+    if recipe.task.kind == "causal-lm":
+        _check_words(recipe)
+    elif recipe.teacher is not None and recipe.teacher.words is not None:
+        raise ValueError(f"teacher.words is about causal-lm, and the task is {recipe.task.kind}; drop teacher.words")
+    if recipe.rules is not None:
+        _check_rules(recipe)
     _refuse_idle(recipe)
-    _check_gguf(recipe)
+    _check_export(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
         raise ValueError("without a teacher the student's start must be given; add student=MODEL")
 
 
-def _check_gguf(recipe: Recipe) -> None:
-    """Refuse GGUF for models that llama.cpp would not read as they are."""
-    asked = [name for name in recipe.export.formats if name.startswith("gguf")]
-    if asked and str(recipe.task.kind) != "causal-lm":
+def _check_export(recipe: Recipe) -> None:
+    """Refuse forms that models of the task do not come in."""
+    forms = {"masked-lm": (), "causal-lm": ("gguf", "gguf-q8")}.get(recipe.task.kind, ("onnx", "int8"))
+    wrong = [name for name in recipe.export.formats if name not in forms]
+    if wrong:
         raise ValueError(
-            f"export.formats has {asked[0]}, which is for language models that write, and the task is "
-            f"{recipe.task.kind}; give onnx or int8 instead"
+            f"export.formats has {wrong[0]}, which models of task {recipe.task.kind} are not exported to; "
+            f"give export=[{', '.join(forms)}]"
         )
+
+
+def _check_rules(recipe: Recipe) -> None:
+    """Refuse rules where there are no labels to rule, or where what they do would not reach the student."""
+    if recipe.task.kind not in ("classification", "multi-label"):
+        raise ValueError(f"rules are for classification and multi-label, and the task is {recipe.task.kind}; drop them")
+    for stage in recipe.stages:
+        soft = stage.objectives.soft_targets
+        if soft is not None and soft.form == "mse" and not stage.on_text:
+            raise ValueError(
+                f"stage '{stage.name}' learns logits by mse, and rules change probabilities, down to zero; "
+                "use soft_targets.form kl, or drop rules"
+            )
 
 
 def _check_names(stages: list[Stage]) -> None:
@@ -82,30 +102,94 @@ def _refuse_idle(recipe: Recipe) -> None:
 def _check_text_alone(recipe: Recipe) -> None:
     """Refuse what a language model's run has no use for."""
     if recipe.teacher is not None and len(recipe.teacher.models) > 1:
-        raise ValueError(f"task masked-lm takes one teacher, and {len(recipe.teacher.models)} are given; keep one")
-    if recipe.export.formats:
         raise ValueError(
-            f"export.formats {', '.join(recipe.export.formats)} are for classifiers, and the task is masked-lm; "
-            "give export=[]"
+            f"task {recipe.task.kind} takes one teacher, and {len(recipe.teacher.models)} are given; keep one"
         )
     for name in ("corpus", "unlabelled", "augmentation"):
         if getattr(recipe.data, name) is not None:
             raise ValueError(
-                f"data.{name} is for tasks with labels, and the task is masked-lm; give all text as data.train and "
-                f"leave data.{name} out"
+                f"data.{name} is for tasks with labels, and the task is {recipe.task.kind}; give all text as "
+                f"data.train and leave data.{name} out"
             )
+
+
+def _check_words(recipe: Recipe) -> None:
+    """Refuse terms that the words kept of a causal language model's teacher cannot serve."""
+    if recipe.assistant is not None:
+        raise ValueError("assistant is about masked-lm stages, and the task is causal-lm; drop it with assistant=null")
+    soft = {stage.name: stage.objectives.soft_targets for stage in recipe.stages if stage.objectives.soft_targets}
+    if recipe.teacher is None or recipe.teacher.words is None:
+        return
+    keep = recipe.teacher.words.keep
+    for stage in recipe.stages:
+        if stage.on_policy is not None and stage.objectives.needs_teacher and keep != "nothing":
+            raise ValueError(
+                f"stage '{stage.name}' learns from the student's own answers, on which no words are kept; give "
+                "teacher.words=nothing or leave it out"
+            )
+    if keep in ("nothing", "dense"):
+        return
+    for name, term in soft.items():
+        if term.form == "mse":
+            raise ValueError(
+                f"stage '{name}' compares logits (soft_targets.form=mse), of which {keep} keeps few; give "
+                "teacher.words=nothing or another form"
+            )
+        if keep == "sampled" and term.form not in ("kl", "cross-entropy"):
+            raise ValueError(
+                f"stage '{name}' has soft_targets.form={term.form}, which needs tokens that are kept for certain, and "
+                "teacher.words=sampled keeps none; give teacher.words=head_and_tail or nothing"
+            )
+    temperatures = sorted({term.temperature for term in soft.values()})
+    if len(temperatures) > 1:
+        raise ValueError(
+            f"the stages' temperatures are {' and '.join(f'{t:g}' for t in temperatures)}, and {keep} is kept at one; "
+            "give one temperature, or teacher.words=dense or nothing"
+        )
+
+
+def _check_causal(stage: Stage) -> None:
+    """Refuse what a causal language model cannot learn from, or has no choice of."""
+    for name in ("hard_labels", "masked_lm", "feature_map"):
+        if getattr(stage.objectives, name) is not None:
+            raise ValueError(f"stage '{stage.name}' has {name}, which no causal-lm can learn from; use next_token")
+    if stage.objectives.hidden is not None and stage.objectives.hidden.form == "cls":
+        raise ValueError(
+            f"stage '{stage.name}' compares first tokens (hidden.form=cls), which of a causal-lm have seen nothing; "
+            "use mse or cosine"
+        )
+    if stage.objectives.policy_gradient is not None and stage.on_policy is None:
+        raise ValueError(
+            f"stage '{stage.name}' has policy_gradient, which is about the student's own answers; give it on_policy"
+        )
+    for entry in ("on", "task"):
+        if getattr(stage, entry) is not None:
+            raise ValueError(f"stage '{stage.name}' has '{entry}', which a causal-lm has no choice of; leave it out")
+
+
+def _check_terms(recipe: Recipe, stage: Stage) -> None:
+    """Refuse a term without its teacher, or of another task."""
+    on_text, causal = stage.on_text, recipe.task.kind == "causal-lm"
+    for name in stage.objectives.names:
+        if recipe.teacher is None and name not in ("hard_labels", "masked_lm", "next_token"):
+            raise ValueError(f"stage '{stage.name}' has {name}, which needs a teacher; give teacher=...")
+        if not causal and name in ("next_token", "policy_gradient"):
+            raise ValueError(f"stage '{stage.name}' has {name}, which is about task causal-lm; use another term")
+        if on_text and name == "hard_labels":
+            raise ValueError(f"stage '{stage.name}' is about plain text, which has no hard_labels; use masked_lm")
+        if not on_text and name == "masked_lm":
+            raise ValueError(f"stage '{stage.name}' has masked_lm, which is about plain text; add task: masked-lm")
 
 
 def _check_stage(recipe: Recipe, stage: Stage) -> None:
     """Refuse what cannot be: a term without its teacher or its text."""
     on_text = stage.on_text
-    for name in stage.objectives.names:
-        if recipe.teacher is None and name not in ("hard_labels", "masked_lm"):
-            raise ValueError(f"stage '{stage.name}' has {name}, which needs a teacher; give teacher=...")
-        if on_text and name == "hard_labels":
-            raise ValueError(f"stage '{stage.name}' is about plain text, which has no hard_labels; use masked_lm")
-        if not on_text and name == "masked_lm":
-            raise ValueError(f"stage '{stage.name}' has masked_lm, which is about plain text; add task: masked-lm")
+    causal = recipe.task.kind == "causal-lm"
+    if causal:
+        _check_causal(stage)
+    elif stage.on_policy is not None:
+        raise ValueError(f"stage '{stage.name}' has on_policy, which is about task causal-lm; drop it")
+    _check_terms(recipe, stage)
     if stage.task is not None and not stage.on_text:
         raise ValueError(
             f"stage '{stage.name}' has task {stage.task.kind}; its own can only be masked-lm, so leave it out"

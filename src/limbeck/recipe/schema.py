@@ -32,20 +32,21 @@ class Task(Section):
     """What is predicted."""
 
     shorthand: ClassVar[str | None] = "kind"
-    kind: Literal["classification", "multi-label", "regression", "masked-lm"] = "classification"
-    """`classification` (one of two or more classes), `multi-label` (any of several), `regression` (a number), or
-    `masked-lm` (the masked words of plain text)."""
+    kind: Literal["classification", "multi-label", "regression", "masked-lm", "causal-lm"] = "classification"
+    """`classification` (one of two or more classes), `multi-label` (any of several), `regression` (a number),
+    `masked-lm` (the masked words of plain text), or `causal-lm` (how plain text goes on, or a conversation)."""
     labels: list[str] | None = None
     """Class names in the order of the model's outputs. Taken from the teacher, else from the data, when not given."""
     max_length: Annotated[int, Field(ge=4)] | None = None
-    """Tokens kept of an example. The models' own limit when not given; of plain text 128."""
+    """Tokens kept of an example. The models' own limit when not given; of plain text 128, of a causal-lm 512."""
     mask: Fraction = 0.15
     """masked-lm: the share of the tokens to predict: 80 % of them masked, 10 % random, 10 % kept. Drawn anew each time;
     nothing is masked in a stage whose terms do not read words."""
     whole_words: bool = False
     """masked-lm: mask all pieces of a word together."""
-    packed: bool = False
-    """masked-lm: fill every example to `max_length` with line after line, instead of one line an example."""
+    packed: bool | None = None
+    """Plain text: fill every example to `max_length` with line after line, instead of one line an example. When not
+    given, a causal-lm does and a masked-lm does not."""
 
 
 class Source(Section):
@@ -117,6 +118,36 @@ class TeacherModel(Section):
     """Run the Python code that a hub model brings along. Off unless you ask for it here."""
 
 
+class Words(Section):
+    """What is kept of a causal language model's words; see `limbeck.knowledge.formats`."""
+
+    shorthand: ClassVar[str | None] = "keep"
+    keep: Literal["head_and_tail", "top_k", "sampled", "dense", "nothing"] = "head_and_tail"
+    """The likeliest tokens and some drawn from the rest; the likeliest alone; drawn ones alone; all; or nothing: the
+    teacher runs along with the student."""
+    head: Count | None = None
+    """The likeliest tokens kept. 10 of `head_and_tail` and 15 of `top_k` when not given."""
+    sampled: Count | None = None
+    """Tokens drawn. 11 of `head_and_tail` and 31 of `sampled` when not given."""
+    bits: Literal[8, 16] = 16
+    """Of each kept log-probability."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Words:
+        for name, formats in (("head", ("head_and_tail", "top_k")), ("sampled", ("head_and_tail", "sampled"))):
+            if getattr(self, name) is not None and self.keep not in formats:
+                raise ValueError(
+                    f"words.{name} is about {' and '.join(formats)}, but words.keep is {self.keep}; drop it"
+                )
+        return self
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The tokens kept for certain, and those drawn."""
+        head, sampled = {"head_and_tail": (10, 11), "top_k": (15, 0), "sampled": (0, 31)}.get(self.keep, (0, 0))
+        return self.head or head, self.sampled or sampled
+
+
 class Teacher(Section):
     """Whatever knows: one model or several."""
 
@@ -130,6 +161,9 @@ class Teacher(Section):
     teacher's own body when not given."""
     features: list[int] = []
     """More layers whose [CLS] state is kept as knowledge, counted from 1; -1 is the last."""
+    words: Words | None = None
+    """causal-lm: what is kept of its words. When not given: `head_and_tail`, or nothing where a stage learns from the
+    student's own answers."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples per forward pass."""
 
@@ -251,6 +285,20 @@ class Training(Section):
     """Trackers to report to, by their names in transformers: `tensorboard`, `wandb`, `mlflow`, ..."""
 
 
+class OnPolicy(Section):
+    """Learning from the student's own answers."""
+
+    shorthand: ClassVar[str | None] = "share"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the updates that are about the student's own answers to the prompts, not the data's."""
+    max_new_tokens: Count = 128
+    """The longest answer."""
+    temperature: Positive = 1.0
+    """At which they are drawn."""
+    teacher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """How much of the teacher's distribution is mixed into the one that they are drawn from (MiniLLM)."""
+
+
 class Stage(Section):
     """One training phase."""
 
@@ -270,6 +318,8 @@ class Stage(Section):
     that layer alone."""
     objectives: Objectives
     """The loss."""
+    on_policy: OnPolicy | None = None
+    """causal-lm: learn from the student's own answers, too."""
     training: dict[str, Any] = {}
     """What differs from the recipe's `training` in this stage."""
 
@@ -288,6 +338,9 @@ class Evaluation(Section):
     """Bootstrap resamples behind every interval."""
     speed: bool = True
     """Measure latency and throughput, all models in turn."""
+    examples: Count = 500
+    """causal-lm: the examples of the test split that are measured, drawn at random where there are more; half as many
+    watch the training."""
 
 
 class Export(Section):
@@ -318,6 +371,9 @@ class Recipe(Section):
     """The training phases, in order."""
     training: Training = Training()
     """Settings that every stage starts from."""
+    rules: str | None = None
+    """A rules file about the labels: what the teacher says is projected onto it before it is kept and learnt from, and
+    the report shows every model without the rules and held to them."""
     evaluation: Evaluation = Evaluation()
     """What is measured at the end, and how."""
     export: Export = Export()
@@ -336,6 +392,9 @@ class Recipe(Section):
         if self.task.kind == "masked-lm":
             for stage in self.stages:
                 stage.task = stage.task or self.task
+        if self.task.kind == "causal-lm" and self.teacher is not None and self.teacher.words is None:
+            own = any(stage.on_policy is not None for stage in self.stages)
+            self.teacher.words = Words(keep="nothing" if own else "head_and_tail")
         check_recipe(self)
         return self
 

@@ -27,8 +27,11 @@ class SoftTargets(Section):
     """Both models' logits are divided by it, and the loss is multiplied by its square. Regression has none."""
     positions: Literal["all", "masked"] = "all"
     """masked-lm: learn from the teacher's words at every token, or at the masked ones alone."""
-    form: Literal["kl", "cross-entropy", "mse"] = "kl"
-    """Forward KL divergence; the cross entropy that has the same gradient; or the squared error of the logits."""
+    form: Literal["kl", "reverse-kl", "jsd", "total-variation", "cross-entropy", "mse"] = "kl"
+    """Forward or reverse KL divergence; the generalised Jensen-Shannon divergence; the total variation; the cross
+    entropy, which has the forward KL's gradient; or the squared error of the logits."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of `jsd`: near 0 like the forward KL divergence, near 1 like the reverse."""
 
 
 LayerMap = Literal["uniform", "skip", "last"] | dict[int, int]
@@ -41,6 +44,34 @@ class MaskedLM(Section):
     shorthand: ClassVar[str | None] = "weight"
     weight: Positive = 1.0
     """Its share of the loss."""
+
+
+class NextToken(Section):
+    """Cross entropy with the tokens that follow: of plain text all, of a conversation the last answer's."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+
+
+class PolicyGradient(Section):
+    """What the student's own answers lead to: the part of the reverse KL divergence that looks ahead (MiniLLM)."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    length_normalised: bool = True
+    """Take the mean of the rewards that follow, not their sum: without it short answers are favoured."""
+
+
+class Contrastive(Section):
+    """Tell the teacher's state of a token from its states of the others."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+    temperature: Positive = 0.05
+    """Cosines are divided by it."""
 
 
 class Embedding(Section):
@@ -116,6 +147,10 @@ class Objectives(Section):
     """Learn from the teacher's outputs."""
     masked_lm: MaskedLM | None = None
     """Learn to fill in the masked words of plain text."""
+    next_token: NextToken | None = None
+    """Learn to go on with a text."""
+    policy_gradient: PolicyGradient | None = None
+    """Learn from what its own answers lead to."""
     embedding: Embedding | None = None
     """Learn from the teacher's embeddings."""
     hidden: Hidden | None = None
@@ -126,6 +161,8 @@ class Objectives(Section):
     """Learn from the relations among the teacher's queries, keys and values."""
     feature_map: FeatureMap | None = None
     """Learn from the teacher's hidden states as MobileBERT does."""
+    contrastive: Contrastive | None = None
+    """Learn to tell the teacher's states apart."""
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Objectives:
@@ -141,4 +178,4 @@ class Objectives(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether some term learns from a teacher."""
-        return bool(set(self.names) - {"hard_labels", "masked_lm"})
+        return bool(set(self.names) - {"hard_labels", "masked_lm", "next_token"})

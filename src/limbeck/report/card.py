@@ -98,6 +98,8 @@ def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]
     task = {"type": "text-classification", "name": "Text Classification"}
     if recipe.task.kind == "masked-lm":
         task = {"type": "fill-mask", "name": "Masked Language Modeling"}
+    if recipe.task.kind == "causal-lm":
+        task = {"type": "text-generation", "name": "Text Generation"}
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": task["type"],

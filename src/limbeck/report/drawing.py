@@ -26,8 +26,13 @@ COLOURS = {
     "baseline": "#b9610b",
     "student_onnx": "#0d856d",
     "student_int8": "#be2f78",
+    "student_gguf": "#0d856d",
+    "student_gguf_q8": "#be2f78",
 }
-MARKERS = {"teacher": "s", "student": "o", "baseline": "D", "student_onnx": "^", "student_int8": "v"}
+MARKERS = {"teacher": "s", "student": "o", "baseline": "D", "student_onnx": "^", "student_int8": "v"} | {
+    "student_gguf": "^",
+    "student_gguf_q8": "v",
+}
 SIZE = (5.4, 3.5)
 """Inches of 72 units. About as wide as a phone, so that text there is not scaled down."""
 

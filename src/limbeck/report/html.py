@@ -77,6 +77,7 @@ def write_report(metrics: Metrics, recipe_yaml: str, path: Path) -> Path:
         all_metrics=sections.all_metrics(metrics),
         disagreements=sections.disagreements(metrics),
         tests=sections.tests(metrics),
+        rules=sections.rules(metrics),
         facts=sections.facts(metrics, recipe),
         recipe=recipe_yaml,
     )

@@ -54,7 +54,7 @@ def score(metric: str, value: Any) -> str:  # noqa: ANN401
     number = known(value)
     if number is None:
         return ""
-    return percent(number) if metric in SHARES else f"{number:.3f}"
+    return percent(number) if metric in SHARES else f"{number:.2f}" if metric == "perplexity" else f"{number:.3f}"
 
 
 def bounds(metric: str, low: Any, high: Any) -> str:  # noqa: ANN401

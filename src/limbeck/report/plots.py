@@ -207,7 +207,7 @@ def _phases(metrics: Metrics, recipe: Recipe, model: str, on_text: bool | None =
     found = []
     for name, logs in (get(metrics, "training", model, "history") or {}).items():
         stage = stage_of(name, recipe)
-        text = stage.on_text if stage else metrics["task"]["kind"] == "masked-lm"
+        text = stage.on_text if stage else metrics["task"]["kind"] in ("masked-lm", "causal-lm")
         if logs and on_text in (None, text):
             found.append((stage.name if stage else name, logs))
     return found

@@ -35,6 +35,7 @@ TEST_NOTES = {
     "multi-label": f"{_SAME}Wilcoxon's signed-rank test of each example's share of right labels.",
     "regression": f"{_SAME}Wilcoxon's signed-rank test of each example's squared error.",
     "masked-lm": f"{_SAME}McNemar's exact test of right and wrong words.",
+    "causal-lm": f"{_SAME}Wilcoxon's signed-rank test of each example's share of right tokens.",
 }
 SLICE_NOTES = {
     "classification": "The share of right predictions among the examples of each true class and length.",
@@ -42,12 +43,14 @@ SLICE_NOTES = {
     "By length: the share of right label decisions.",
     "regression": "The mean squared error; less is better.",
     "masked-lm": "The share of hidden words that were filled in right, by the length of the text.",
+    "causal-lm": "",
 }
 CALIBRATION_NOTES = {
     "classification": "On the dashed line a model is right as often as it is sure; below the line it is overconfident. "
     "Larger marks hold more examples.",
     "multi-label": "On the dashed line labels are set as often as the model says. Larger marks hold more decisions.",
     "masked-lm": "On the dashed line a model is right as often as it is sure. Larger marks hold more words.",
+    "causal-lm": "On the dashed line a model is right as often as it is sure. Larger marks hold more tokens.",
 }
 
 
@@ -180,6 +183,44 @@ def tests(metrics: Metrics) -> list[dict[str, str]]:
     return rows
 
 
+def rules(metrics: Metrics) -> dict[str, Any] | None:
+    """Every model without the rules and held to them, and how often each rule is broken; None without rules."""
+    if not metrics.get("rules"):
+        return None
+    kinds = [kind for kind in ("hard", "soft") if get(metrics, "rules", "labels", kind)]
+    metric = main_metric(metrics)
+    rows = []
+    for model in models(metrics):
+        held = get(metrics, model, "rules", "with_rules")
+        gap = held["difference"]
+        cells = [quality_cell(metrics, model, metric)]
+        cells.append(_cell_of(metric, held["quality"][metric]))
+        ends = [difference(metric, gap[end]) for end in ("low", "high")]
+        cells.append(Cell(difference(metric, gap["value"]), " to ".join(ends)))
+        for kind in kinds:
+            sides = (get(metrics, model, "rules", "violations", kind), held["violations"][kind])
+            cells += [_cell_of("accuracy", side) for side in sides]
+        rows.append((model, cells))
+    shown = [model for model in ("teacher", "student") if metrics.get(model)]
+    broken = {model: get(metrics, model, "rules", "violations", "by_rule") for model in shown}
+    labels = get(metrics, "rules", "labels", "by_rule")
+    each = [
+        {
+            "name": rule["name"],
+            "weight": "hard" if rule["weight"] == "hard" else f"{rule['weight']:g}",
+            "applies": f"{rule['applies']:,}",
+            "labels": percent(labels[rule["name"]]),
+            "models": [percent(broken[model][rule["name"]]) for model in shown],
+        }
+        for rule in metrics["rules"]["rules"]
+    ]
+    return {"metric": title(metric), "kinds": kinds, "rows": rows, "each": each, "models": shown}
+
+
+def _cell_of(unit: str, measured: dict[str, float]) -> Cell:
+    return Cell(score(unit, measured["value"]), bounds(unit, measured["low"], measured["high"]))
+
+
 def facts(metrics: Metrics, recipe: Recipe) -> list[tuple[str, list[str]]]:
     """How the run was made: (what, lines)."""
     teachers = [teacher.model for teacher in recipe.teacher.models] if recipe.teacher else []
@@ -204,6 +245,7 @@ def facts(metrics: Metrics, recipe: Recipe) -> list[tuple[str, list[str]]]:
         ("Data", [sentences.data(metrics)]),
         ("Augmentation", some(sentences.augmentation(recipe))),
         ("Task", [_task(metrics)]),
+        ("Rules", some(sentences.short(recipe.rules) if recipe.rules else None)),
         ("Knowledge kept", some(knowledge)),
         ("Exports", exports),
         ("Machine", some(sentences.machine(metrics))),
@@ -230,5 +272,7 @@ def _task(metrics: Metrics) -> str:
         return f"regression on {texts}"
     if task["kind"] == "masked-lm":
         return "masked words of plain text; one word of each test line is hidden"
+    if task["kind"] == "causal-lm":
+        return "the next token of a text"
     shown = ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else "")
     return f"{task['kind']} of {texts} into {count(len(labels))} classes: {shown}"

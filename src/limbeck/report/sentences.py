@@ -191,6 +191,8 @@ def objective(stage: Stage, regression: bool) -> str:
     for name in stage.objectives.names:
         settings = getattr(stage.objectives, name).model_dump(exclude_none=True)
         weight = settings.pop("weight")
+        if settings.get("form") != "jsd":
+            settings.pop("beta", None)
         if not stage.on_text:
             settings.pop("positions", None)  # of a text there is one answer
             if regression and name == "soft_targets":
@@ -307,7 +309,9 @@ def data(metrics: Metrics) -> str:
     if metrics["task"]["kind"] == "masked-lm":
         parts = [f"{sizes[name]:,} {name}" for name in ("train", "validation") if name in sizes]
         return f"Lines of plain text: {', '.join(parts)}; {sizes['test']:,} test lines with one word hidden."
-    parts = [f"{sizes[name]:,} {name}" for name in ("train", "transfer", "validation", "test") if name in sizes]
+    causal = metrics["task"]["kind"] == "causal-lm"  # its transfer set is its training set
+    names = ["train", *([] if causal else ["transfer"]), "validation", "test"]
+    parts = [f"{sizes[name]:,} {name}" for name in names if name in sizes]
     text = f"; {sizes['corpus']:,} lines of plain text" if sizes.get("corpus") else ""
     return f"Examples: {', '.join(parts)}{text}."
 
@@ -317,4 +321,6 @@ def metric_note(metrics: Metrics) -> str:
     what = f"{title(main_metric(metrics))} on the test set."
     if metrics["task"]["kind"] == "masked-lm":
         what = "Accuracy is the share of hidden words filled in right, one word in each test line."
+    if metrics["task"]["kind"] == "causal-lm":
+        what = "Accuracy is the share of test tokens that were the likeliest to the model; lower perplexity is better."
     return f"{what} Intervals are 95 % bootstrap intervals."

@@ -20,6 +20,8 @@ NAMES = {
     "baseline": "Baseline",
     "student_onnx": "Student, ONNX",
     "student_int8": "Student, int8",
+    "student_gguf": "Student, GGUF",
+    "student_gguf_q8": "Student, GGUF 8 bits",
 }
 """The models of a run in the order in which they are shown."""
 
@@ -104,6 +106,7 @@ def headline(metrics: Metrics) -> list[Column]:
 
     columns: list[tuple[str, bool, Callable[[str], Cell]]] = [
         (title(metric), True, quality),
+        ("Perplexity", True, lambda model: quality_cell(metrics, model, "perplexity")),
         ("Retention", False, ratio),
         ("Agreement", False, agreement),
         ("KL", False, own("{:.3f}".format, "fidelity", "kl")),

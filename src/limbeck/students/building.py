@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from limbeck.checkpoints import Checkpoint, open_classifier, open_language_model
+from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Depth, Student
 from limbeck.students.conversion import as_distilbert
@@ -47,7 +47,7 @@ def build_student(
     if student.shape is not None:
         return _record(*fresh_student(student, teacher, task, general or teacher))
     if given is not None:
-        if task.kind != "masked-lm" and given.model.config.num_labels != task.outputs:
+        if task.kind not in ("masked-lm", "causal-lm") and given.model.config.num_labels != task.outputs:
             raise InputError(
                 f"the student's model has {given.model.config.num_labels} outputs, the task has {task.outputs} "
                 f"({', '.join(task.labels)}); make it with num_labels={task.outputs}"
@@ -55,12 +55,20 @@ def build_student(
         return _cut(given, student, {"from": "model object", "model": student.model}, texts)
     if student.model is not None:
         where = (student.model, student.revision, student.trust_remote_code)
-        words = task.kind == "masked-lm"
-        opened = open_language_model(*where, head=False) if words else open_classifier(*where, head=task.config)
+        opened = _open(task, *where)
         return _cut(opened, student, {"from": "checkpoint", "model": student.model}, texts)
     if teacher is None:
         raise InputError("without a teacher the student's start must be given; add student=MODEL")
     return _cut(teacher, student, {"from": "teacher"}, texts)
+
+
+def _open(task: Task, name: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+    """A checkpoint to start from; of classifiers and masked language models the head may be new."""
+    if task.kind == "causal-lm":
+        return open_causal(name, revision, trust_remote_code)
+    if task.kind == "masked-lm":
+        return open_language_model(name, revision, trust_remote_code, head=False)
+    return open_classifier(name, revision, trust_remote_code, head=task.config)
 
 
 def cut_model(checkpoint: Checkpoint, layers: Depth, pattern: str) -> Checkpoint:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -107,11 +109,9 @@ def _other_architecture(
     task: Task,
 ) -> PreTrainedConfig:
     """An architecture's own configuration with what follows from tokenizer and teacher, and the shape's entries."""
-    words = task.kind == "masked-lm"
-    names = MODEL_FOR_MASKED_LM_MAPPING_NAMES if words else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    known = [*names, IBBertConfig.model_type]
+    _, names, does = _kinds(task)
+    known = [*names, *([] if task.kind == "causal-lm" else [IBBertConfig.model_type])]
     if kind not in known:
-        does = "fills in words" if words else "classifies"
         raise InputError(f"student.shape: no architecture '{kind}' that {does}; {nearest(str(kind), known)}")
     default = AutoConfig.for_model(kind)
     _refuse_unknown(default, shape)
@@ -129,13 +129,19 @@ def _other_architecture(
         raise InputError(f"student.shape does not make a {kind}: {' '.join(str(error).split())}") from None
 
 
+def _kinds(task: Task) -> tuple[Any, Any, str]:
+    """The auto class of a task's models, the architectures that it knows, and what they do."""
+    if task.kind == "masked-lm":
+        return AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES, "fills in words"
+    if task.kind == "causal-lm":
+        return AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "writes text"
+    return AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "classifies"
+
+
 def _random_model(config: PreTrainedConfig, task: Task, add_unused: bool) -> PreTrainedModel:
     """A model of random weights; on demand with the rows of position embeddings added that no token reaches."""
-    auto: Any = AutoModelForSequenceClassification
-    if task.kind == "masked-lm":
-        auto = AutoModelForMaskedLM
-    else:
-        config.update(task.config)
+    auto, _, _ = _kinds(task)
+    config.update(task.config)
     try:
         config = type(config).from_dict(config.to_dict())  # what saving and opening will check
         if add_unused:

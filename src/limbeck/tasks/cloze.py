@@ -7,10 +7,6 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.errors import InputError
-from limbeck.tasks.task import Task
-
-WORDS = Task("masked-lm", ())
-"""The task before a tokenizer says which words there are."""
 
 EXAMPLES = 1000
 """Every answer is a distribution over the vocabulary, some 120 kB; more would not fit a small machine's memory."""

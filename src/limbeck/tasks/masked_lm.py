@@ -18,6 +18,8 @@ from limbeck.errors import InputError
 from limbeck.tasks.text import Batch, collate
 
 Array = NDArray[Any]
+TEXT_LENGTH = 128
+"""Tokens of a plain-text example where the recipe does not say."""
 SPECIAL, WITHIN, START = -1, 0, 1
 """What the column `words` says of a token: no part of the text, or it goes on with a word, or begins one."""
 _FEWEST = 3  # tokens of text that make an example

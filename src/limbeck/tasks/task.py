@@ -16,7 +16,7 @@ from limbeck.errors import InputError
 from limbeck.recipe.sections import nearest
 
 Array = NDArray[Any]
-Kind = Literal["classification", "multi-label", "regression", "masked-lm"]
+Kind = Literal["classification", "multi-label", "regression", "masked-lm", "causal-lm"]
 Metric = Callable[[Array, Array], float]
 
 PROBLEM_TYPES: dict[Kind, str] = {
@@ -59,6 +59,7 @@ METRICS: dict[Kind, dict[str, Metric]] = {
         "mae": lambda labels, predicted: float(metrics.mean_absolute_error(labels, predicted)),
     },
     "masked-lm": {"accuracy": lambda labels, predicted: float(metrics.accuracy_score(labels, predicted))},
+    "causal-lm": {"accuracy": lambda labels, predicted: float(metrics.accuracy_score(labels, predicted))},
 }
 
 
@@ -67,7 +68,7 @@ class Task:
     """A prediction problem over one text or a pair of texts.
 
     Attributes:
-        kind: `classification`, `multi-label`, `regression` or `masked-lm`.
+        kind: `classification`, `multi-label`, `regression`, `masked-lm` or `causal-lm`.
         labels: class names in the order of the outputs; the single output's name for regression; the vocabulary.
         pair: two texts an example.
 
@@ -87,12 +88,12 @@ class Task:
     @property
     def one_of(self) -> bool:
         """Whether the outputs are a distribution of which one outcome is right."""
-        return self.kind in ("classification", "masked-lm")
+        return self.kind in ("classification", "masked-lm", "causal-lm")
 
     @property
     def config(self) -> dict[str, Any]:
         """The entries of a Hugging Face configuration that state this task; none of a language model."""
-        if self.kind == "masked-lm":
+        if self.kind in ("masked-lm", "causal-lm"):
             return {}
         return {
             "num_labels": self.outputs,

@@ -16,7 +16,7 @@ from limbeck.tasks.task import Task
 Batch = dict[str, torch.Tensor]
 
 # What a batch says about its examples besides the model's inputs.
-_ABOUT = ("row", "labels", "positions", "targets")
+_ABOUT = ("row", "labels", "positions", "targets", "own", "importance", "advantages")
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from limbeck import hardware
-from limbeck.anatomy import Capture, WordsAt
+from limbeck.anatomy import Capture, StatesAt, VocabularyHead, WordsAt
 from limbeck.signals import Signals, Wanted
 from limbeck.tasks.text import Batch, model_inputs
 
@@ -18,16 +18,18 @@ class LiveTeacher:
         model: reads with the student's tokenizer. Without `wanted.logits` its body alone is run.
         wanted: the signals.
         precision: what the forward pass computes in.
+        causal: the model is a causal language model, whose words are given a few positions at a time.
 
     Raises:
         InputError: inner signals are wanted of an architecture that is not known.
     """
 
-    def __init__(self, model: PreTrainedModel, wanted: Wanted, precision: str) -> None:
+    def __init__(self, model: PreTrainedModel, wanted: Wanted, precision: str, causal: bool = False) -> None:
         self.model = (model if wanted.logits else model.base_model).to(hardware.device()).eval()
         self.capture = Capture(self.model, wanted)
         self.precision = precision
-        self._words: WordsAt | None = None
+        self._words: WordsAt | StatesAt | None = StatesAt(self.model) if causal and wanted.logits else None
+        self._options = {"use_cache": False} if causal else {}
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> Signals:
@@ -36,8 +38,14 @@ class LiveTeacher:
             self._words = self._words or WordsAt(self.model)
             self._words.positions = batch["positions"]
         with hardware.autocast(self.precision):
-            output = self.model(**model_inputs(batch))
-        return self.capture.signals(getattr(output, "logits", None))
+            output = self.model(**model_inputs(batch), **self._options)
+        if self._words is not None:
+            self._words.positions = None  # whoever runs the model otherwise gets all of it
+        if not isinstance(self._words, StatesAt):
+            return self.capture.signals(getattr(output, "logits", None))
+        said = self.capture.signals()
+        said.at_words = _Live(self._words.take(), self._words.head, self.precision)
+        return said
 
     def close(self) -> None:
         """Take the hooks away and leave the accelerator's memory to others."""
@@ -45,3 +53,13 @@ class LiveTeacher:
         if self._words:
             self._words.close()
         self.model.cpu()
+
+
+class _Live:
+    def __init__(self, states: torch.Tensor, head: VocabularyHead, precision: str) -> None:
+        self.states, self.head, self.precision = states, head, precision
+
+    @torch.no_grad()
+    def words(self, some: slice) -> torch.Tensor:
+        with hardware.autocast(self.precision):
+            return self.head(self.states[some])

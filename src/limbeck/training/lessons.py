@@ -14,7 +14,16 @@ from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel
 
 from limbeck import hardware
-from limbeck.anatomy import Shape, WordsAt, language_head, language_head_path, parts_of, shape_of
+from limbeck.anatomy import (
+    Shape,
+    StatesAt,
+    WordsAt,
+    check_head,
+    language_head,
+    language_head_path,
+    parts_of,
+    shape_of,
+)
 from limbeck.checkpoints import Checkpoint, max_length, tokenizer_fingerprint
 from limbeck.data import Splits
 from limbeck.errors import InputError
@@ -24,12 +33,12 @@ from limbeck.recipe.schema import Recipe
 from limbeck.signals import SignalSource, Wanted
 from limbeck.students.language_model import language_model
 from limbeck.tasks import Task, collate, encode
-from limbeck.tasks.masked_lm import MaskedBatches, encode_corpus
+from limbeck.tasks.causal_lm import CausalBatches
+from limbeck.tasks.masked_lm import TEXT_LENGTH, MaskedBatches, encode_corpus
 from limbeck.teachers import LiveTeacher
+from limbeck.training.on_policy import OwnAnswers
 from limbeck.training.phases import Phase, kept_layers, phases_of
-
-TEXT_LENGTH = 128
-"""Tokens of a plain-text example where the recipe does not say."""
+from limbeck.training.words import encode_language, language_metrics, sample
 
 
 @dataclass
@@ -56,27 +65,29 @@ class Lesson:
         terms: the loss.
         source: the teacher's signals.
         wanted: what the terms read of the student.
-        words: where the student's words are read.
+        words: where the student's words are read, or its states before they become words.
         learn: tokenised examples to learn from.
         validate: tokenised examples to judge by, where the phase trains what the metric measures.
         collate: makes batches; takes the running epoch.
         metrics: of a validation.
+        own_answers: makes batches of the student's own answers.
     """
 
     model: PreTrainedModel
     terms: list[Term]
     source: SignalSource | None
     wanted: Wanted
-    words: WordsAt | None
+    words: WordsAt | StatesAt | None
     learn: Dataset
     validate: Dataset | None
     collate: Callable[[Callable[[], int]], Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]]
     metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    own_answers: OwnAnswers | None = None
 
     def close(self) -> None:
         """Leave the models as they were."""
         for each in (self.words, self.source):
-            if isinstance(each, (WordsAt, LiveTeacher)):
+            if isinstance(each, (WordsAt, StatesAt, LiveTeacher)):
                 each.close()
 
 
@@ -140,7 +151,12 @@ def plan_stages(
             continue
         assert teacher is not None
         _check_insides(phase, task, student, mine, teacher, its, 1 if phase.stage.on_text else len(teachers))
-        if not (phase.stage.on_text or its.by_token):
+        if recipe.rules is not None and not phase.stage.on_text and its.by_token and its.logits:
+            raise InputError(
+                f"stage '{phase.stage.name}' learns from the teacher's layers and its outputs at once, straight from "
+                "the teacher, whose outputs no rules have corrected; make two stages of it, or drop rules"
+            )
+        if not (phase.stage.on_text or asks_live(recipe, its)):
             stored = True
             features |= its.features
     return Plan(stored, tuple(sorted(features)))
@@ -156,11 +172,14 @@ def _check_insides(
             f"stage '{stage.name}' learns from a teacher's layers, and there are {teachers} teachers; "
             "several teach by soft_targets only, so give one"
         )
+    causal = task.kind == "causal-lm"
     for checkpoint, wanted in ((teacher, its), (student, mine)):
+        if causal and wanted.logits:
+            check_head(checkpoint.model, checkpoint.name)
         if wanted.by_token or wanted.features:
             parts_of(checkpoint.model)
-    if stage.on_text or its.by_token:
-        check_same_tokens(student, teacher, task.pair and not stage.on_text)
+    if stage.on_text or causal or its.by_token:
+        check_same_tokens(student, teacher, task.pair and not stage.on_text, causal)
     if stage.on_text and its.logits:
         language_head(teacher.model)
         sizes = [checkpoint.model.config.vocab_size for checkpoint in (student, teacher)]
@@ -193,10 +212,13 @@ def prepare_lesson(
     terms = terms_of(phase, task, shape_of(student.model), teacher.model if teacher else None)
     mine, its = wanted_of(terms)
     source: SignalSource | None = teaching.knowledge if its != Wanted() else None
-    if teacher is not None and its != Wanted() and (on_text or its.by_token):
-        check_same_tokens(student, teacher, task.pair and not on_text)
+    causal = task.kind == "causal-lm"
+    if teacher is not None and its != Wanted() and (on_text or asks_live(recipe, its)):
+        check_same_tokens(student, teacher, task.pair and not on_text, causal)
         precision = hardware.pick_precision(recipe.training_of(phase.stage).precision)
-        source = LiveTeacher(teacher.model, its, precision)
+        source = LiveTeacher(teacher.model, its, precision, causal)
+    if causal:
+        return _about_language(phase, student, recipe, splits, terms, mine, source)
     if on_text:
         return _about_text(phase, student, recipe, splits, terms, mine, source, teacher)
     tokenizer = student.tokenizer
@@ -241,9 +263,9 @@ def _about_text(
     assert splits.corpus is not None
     held: Dataset | None = None
     with hardware.processes().main_process_first():
-        learn = encode_corpus(splits.corpus, tokenizer, length, settings.packed)
+        learn = encode_corpus(splits.corpus, tokenizer, length, bool(settings.packed))
         if mine.logits and splits.corpus_held is not None:
-            held = encode_corpus(splits.corpus_held, tokenizer, length, settings.packed)
+            held = encode_corpus(splits.corpus_held, tokenizer, length, bool(settings.packed))
     soft = phase.stage.objectives.soft_targets
     every = soft is not None and soft.positions == "all"
     mask = settings.mask if mine.logits else 0.0
@@ -260,12 +282,48 @@ def _about_text(
     )
 
 
-def check_same_tokens(student: Checkpoint, teacher: Checkpoint, pair: bool) -> None:
+def _about_language(
+    phase: Phase,
+    student: Checkpoint,
+    recipe: Recipe,
+    splits: Splits,
+    terms: list[Term],
+    mine: Wanted,
+    source: SignalSource | None,
+) -> Lesson:
+    section, own = phase.stage.on_policy, None
+    if section is not None:
+        mixed = source.model if section.teacher_share and isinstance(source, LiveTeacher) else None
+        own = OwnAnswers(section, student.tokenizer, recipe.seed, mixed)
+    watched = encode_language(splits.validation, student, recipe.task)
+    return Lesson(
+        model=student.model,
+        terms=terms,
+        source=source,
+        wanted=mine,
+        words=StatesAt(student.model),
+        learn=encode_language(splits.train, student, recipe.task),
+        validate=sample(watched, max(1, recipe.evaluation.examples // 2), recipe.seed),
+        collate=lambda epoch: CausalBatches(student.tokenizer),
+        metrics=language_metrics,
+        own_answers=own,
+    )
+
+
+def asks_live(recipe: Recipe, its: Wanted) -> bool:
+    """Whether a stage that is not about plain text needs the teacher at hand: what it reads is not kept."""
+    assert recipe.teacher is not None
+    words = recipe.teacher.words
+    return its.by_token or (recipe.task.kind == "causal-lm" and words is not None and words.keep == "nothing")
+
+
+def check_same_tokens(student: Checkpoint, teacher: Checkpoint, pair: bool, causal: bool = False) -> None:
     """Refuse to compare signals of tokens that are not the same.
 
     Raises:
         InputError: the tokenizers differ; of pairs only one of the models is told which text a token is from.
     """
+    other = "learn from the teacher's answers (seqkd)" if causal else "use soft_targets"
     told = ["token_type_ids" in each.tokenizer.model_input_names for each in (student, teacher)]
     if pair and told[0] != told[1]:
         raise InputError(
@@ -276,7 +334,7 @@ def check_same_tokens(student: Checkpoint, teacher: Checkpoint, pair: bool) -> N
     if tokenizer_fingerprint(student.tokenizer) != tokenizer_fingerprint(teacher.tokenizer):
         raise InputError(
             f"the tokenizers of '{student.name}' and '{teacher.name}' differ, so their tokens cannot be compared; "
-            "give a student with the teacher's tokenizer, or use soft_targets"
+            f"give a student with the teacher's tokenizer, or {other}"
         )
 
 

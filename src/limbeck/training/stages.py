@@ -170,6 +170,7 @@ def trainer_for(
         terms=lesson.terms,
         source=lesson.source,
         words=lesson.words,
+        own_answers=lesson.own_answers,
         dropout=training.dropout,
         eval_collator=lesson.collate(lambda: 0),  # a validation's masks are the same every time
         model=lesson.model,

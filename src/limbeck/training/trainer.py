@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from limbeck.anatomy import Capture, WordsAt
-from limbeck.objectives import Term
-from limbeck.signals import Signals, SignalSource, Wanted
+from limbeck.anatomy import Capture, StatesAt, WordsAt
+from limbeck.objectives import PolicyGradient, Term
+from limbeck.objectives.vocabulary import over_vocabulary, word_scores
+from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.text import Batch, model_inputs
+from limbeck.training.on_policy import OwnAnswers, advantages
 
 
 class LengthGroupedByEpoch(LengthGroupedSampler):
@@ -53,7 +55,9 @@ class DistillationTrainer(Trainer):
     Args:
         terms: the loss.
         source: where the teacher's signals come from; none when no term needs a teacher.
-        words: makes a masked language model compute its words at the batch's `positions` alone.
+        words: makes a masked language model compute its words at the batch's `positions` alone, or a causal one stop
+            before it computes any.
+        own_answers: makes batches of the student's own answers.
         dropout: whether the student's dropout is on.
         eval_collator: makes a validation's batches; the training's own when not given.
         kwargs: `Trainer`'s own.
@@ -64,7 +68,8 @@ class DistillationTrainer(Trainer):
         *,
         terms: Sequence[Term],
         source: SignalSource | None,
-        words: WordsAt | None = None,
+        words: WordsAt | StatesAt | None = None,
+        own_answers: OwnAnswers | None = None,
         dropout: bool = True,
         eval_collator: Callable[..., Batch] | None = None,
         **kwargs: Any,  # noqa: ANN401
@@ -72,6 +77,7 @@ class DistillationTrainer(Trainer):
         super().__init__(**kwargs)
         self.terms = list(terms)
         self.source, self.words, self.dropout = source, words, dropout
+        self.own_answers = own_answers
         self.capture = Capture(self.model, reduce(or_, (term.student for term in self.terms), Wanted()))
         self.data_collator: Any
         self.eval_collator = eval_collator or self.data_collator
@@ -100,6 +106,9 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Batch], torch.Tensor]:
         """The micro-batches of one update, and each term's count over all of them on all processes, float32 [terms]."""
         batches = list(islice(epoch_iterator, num_batches))
+        update = self.state.global_step
+        if self.own_answers is not None and self.own_answers.wanted(update):
+            batches = [self._answered(batch, update, number) for number, batch in enumerate(batches)]
         counts = torch.zeros(len(self.terms), device=device)
         for batch in batches:
             counts += torch.stack([term.count(batch) for term in self.terms]).to(device)
@@ -107,6 +116,24 @@ class DistillationTrainer(Trainer):
             counts = self.accelerator.reduce(counts, "sum")
         self._batches += bool(batches)
         return batches, counts
+
+    def _answered(self, batch: Batch, update: int, number: int) -> Batch:
+        """A micro-batch with the student's own answers."""
+        assert self.own_answers is not None
+        assert isinstance(self.words, StatesAt)
+        part = number * self.args.world_size + self.args.process_index
+        return self.own_answers(self.accelerator.unwrap_model(self.model), batch, update, part)
+
+    def _with_advantages(self, inputs: Batch, states: torch.Tensor, teacher: WordSource | None) -> Batch:
+        """The batch with what each of its tokens led to, where a term asks for it."""
+        term = next((term for term in self.terms if isinstance(term, PolicyGradient)), None)
+        if term is None or teacher is None:
+            return inputs
+        assert isinstance(self.words, StatesAt)
+        assert self.own_answers is not None
+        size = max(self.own_answers.tokenizer.get_vocab().values()) + 1
+        found = advantages(inputs, states.detach(), self.words.head, teacher, size, term.normalised)
+        return inputs | {"advantages": found}
 
     def compute_loss(
         self,
@@ -127,12 +154,10 @@ class DistillationTrainer(Trainer):
         def weigh(student: nn.Module, args: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
             nonlocal outputs
             outputs = output
-            signals = self.capture.signals(getattr(output, "logits", None))
-            losses = torch.stack([term.total(signals, teacher, inputs) for term in self.terms]) / counts
+            losses, loss = self._weigh(output, teacher, inputs, counts)
             # Summed on the device and read only when logged: no synchronisation per step.
-            self._sums = losses.detach() if self._sums is None else self._sums + losses.detach()
-            weighted = torch.stack([term.weight * each for term, each in zip(self.terms, losses, strict=True)])
-            return weighted.sum() * float(self.args.world_size)
+            self._sums = losses if self._sums is None else self._sums + losses
+            return loss * float(self.args.world_size)
 
         # The loss is computed within the student's forward pass: DistributedDataParallel looks at what that returns to
         # tell which weights get a gradient. Projections do and are used outside of the model; a pooler may not.
@@ -143,6 +168,38 @@ class DistillationTrainer(Trainer):
             handle.remove()
         return (loss, outputs) if return_outputs else loss
 
+    def _weigh(
+        self,
+        output: Any,  # noqa: ANN401
+        teacher: Signals | None,
+        inputs: Batch,
+        counts: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each term's share of its mean, float32 [terms] without a graph, and their weighted sum."""
+        scales = torch.tensor([term.weight for term in self.terms], device=counts.device) / counts
+        apart = isinstance(self.words, StatesAt)
+        at_words = [apart and term.student.logits for term in self.terms]
+        signals = self.capture.signals(None if apart else getattr(output, "logits", None))
+        totals = torch.zeros(len(self.terms), device=counts.device)
+        loss = torch.zeros((), device=counts.device)
+        for number, term in enumerate(self.terms):
+            if not at_words[number]:
+                total = term.total(signals, teacher, inputs)
+                totals[number] = total.detach()
+                loss = loss + scales[number] * total
+        if isinstance(self.words, StatesAt):
+            states = self.words.take()
+            if any(at_words):
+                chosen = torch.tensor(at_words, device=counts.device)
+                terms = [term for term, at in zip(self.terms, at_words, strict=True) if at]
+                source = teacher.at_words if teacher is not None else None
+                if "own" in inputs and self.own_answers is not None:
+                    inputs = self._with_advantages(inputs, states, source)
+                each, some = over_vocabulary(terms, scales[chosen], states, self.words.head, source, inputs)
+                totals[chosen] = each
+                loss = loss + some
+        return totals / counts, loss
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -150,10 +207,18 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Logits and labels of a validation batch; of words, how many were right and asked for [1, 2]."""
+        """Logits and labels of a validation batch; of words, how many were right and asked for [1, 2].
+
+        Of a causal language model the negative log-likelihood of its words, too [1, 3].
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = self._forward(model, inputs).logits.float()
+            output = self._forward(model, inputs)
+            if isinstance(self.words, StatesAt):
+                loss, right = word_scores(self.words.take(), self.words.head, inputs["targets"])
+                sums = torch.stack([loss.sum(), right.sum(), torch.full_like(loss[0], len(loss))])
+                return None, sums[None], torch.zeros(1, device=loss.device)
+            logits = output.logits.float()
         if "targets" not in inputs:
             return None, logits, inputs["labels"]
         # Words over a whole vocabulary are too many to gather; a batch's sums are enough for the metrics.
@@ -173,7 +238,12 @@ class DistillationTrainer(Trainer):
     def _forward(self, model: nn.Module, inputs: Batch) -> Any:  # noqa: ANN401
         if self.words is not None:
             self.words.positions = inputs["positions"]
-        return model(**model_inputs(inputs))
+        options = {"use_cache": False} if isinstance(self.words, StatesAt) else {}
+        try:
+            return model(**model_inputs(inputs), **options)
+        finally:
+            if self.words is not None:
+                self.words.positions = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean, unweighted, since the last log."""

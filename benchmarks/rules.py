@@ -1,0 +1,301 @@
+"""Rules on a real case of each kind: film reviews classified, and sentiments written as JSON.
+
+    python benchmarks/rules.py --data DATA --models MODELS [--parts labels text] [--seeds 0 1 2] [--examples 1000]
+
+DATA holds `imdb_cad/{orig_train,orig_dev,orig_test,revised_test}.tsv` and `sst2/{train_sentences,test}.tsv`; MODELS
+holds `minilm` (all-MiniLM-L6-v2) and a language model as a folder or a .gguf file, by default
+`smollm2/SmolLM2-135M-Instruct.Q4_1.gguf`; more of these, such as students of it, are given by --language.
+
+labels: a fine-tuned teacher, and for each seed a student of half its layers distilled without and with the rules of
+rules_reviews.yaml. All are measured as they are and held to the rules in use, on the reviews' own test split and on
+the same reviews rewritten to say the opposite, of which none was trained on.
+
+text: held-out sentences answered freely; under the hard rule of rules_answers.yaml; with its soft rules too, at
+several weights; and as the best of four samples, re-ranked. Counted are the answers that break a rule, those that name
+the right sentiment, and answers per second.
+
+What is finished is kept in --output and reused; the figures are written anew after each part to
+benchmarks/results/rules.json. On 2 cores: labels some 8 minutes for the teacher and 6 for each seed, text some 70
+minutes for each language model and 1,000 examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import limbeck
+from limbeck import hardware
+from limbeck.rules import RuleBook, load_rules, rerank, violations
+from limbeck.rules.tokens import RulesProcessor, TokenRules
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "rules.json"
+REVIEWS, ANSWERS = HERE / "rules_reviews.yaml", HERE / "rules_answers.yaml"
+TESTS = {"reviews": "orig_test", "rewritten reviews": "revised_test"}
+COMMON = ["export=[]", "evaluation.resamples=200", "evaluation.speed=false", "task.max_length=256"]
+WEIGHTS = (2.0, 8.0)
+SAMPLES = 4
+ASK = 'Say of each sentence about a film whether it is "positive" or "negative", and why, as JSON.'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=["labels", "text"], default=["labels", "text"])
+    parser.add_argument("--language", nargs="+", default=["smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"])
+    parser.add_argument("--output", type=Path, default=Path("runs/rules"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--examples", type=int, default=1000, help="held-out sentences to answer")
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--batch", type=int, default=32, help="sentences answered at once")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"machine": hardware.describe(), "examples": options.examples}
+    if "labels" in options.parts:
+        for rows in labels(options):
+            result["labels"] = {"rows": rows, "table": table(rows)}
+            write(result)
+    if "text" in options.parts:
+        for rows in text(options):
+            result["text"] = rows
+            write(result)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Keep what other parts wrote before."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(before | result, indent=1) + "\n")
+
+
+# --- labels -------------------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> None:
+    """One command, as a user gives it."""
+    print("limbeck", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "limbeck", *words], check=True)
+
+
+def labels(options: argparse.Namespace) -> Any:
+    """The rows so far, after each model."""
+    data = options.data / "imdb_cad"
+    places = [f"data.train={data / 'orig_train.tsv'}", f"data.validation={data / 'orig_dev.tsv'}"]
+    places += [
+        f"data.test={data / 'orig_test.tsv'}",
+        f"training.epochs={options.epochs}",
+        "training.learning_rate=1e-4",
+    ]
+    teacher = options.output / "teacher"
+    if not (teacher / "metrics.json").exists():
+        run("train", f"student={options.models / 'minilm'}", *places, *COMMON, f"output={teacher}")
+    rows = [{"model": "teacher", "seed": 0, **measure(teacher / "model", options)}]
+    yield rows
+    for seed in options.seeds:
+        for name, more in (("student", []), ("student taught with rules", [f"rules={REVIEWS}"])):
+            folder = options.output / name.replace(" ", "-") / str(seed)
+            if not (folder / "metrics.json").exists():
+                words = [f"teacher={teacher}", *places, *COMMON, *more, f"seed={seed}", "student.layers=half"]
+                words += ["baseline=false", f"knowledge={options.output / 'knowledge'}", f"output={folder}"]
+                run("distill", "hinton", *words)
+            rows.append({"model": name, "seed": seed, **measure(folder / "student", options)})
+            yield rows
+
+
+def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One model on both tests, as it is and held to the rules."""
+    kept = model.parent / "rules.json"
+    if not kept.exists():
+        found = {}
+        for test, name in TESTS.items():
+            data = options.data / "imdb_cad" / f"{name}.tsv"
+            settings = {"rules": REVIEWS, "max_length": 256, "resamples": 200, "speed": False}
+            metrics = limbeck.evaluate(model, data, **settings)
+            mine, held = metrics["student"], metrics["student"]["rules"]["with_rules"]
+            found[test] = {
+                "as it is": rates(mine["quality"], mine["rules"]["violations"]),
+                "held to rules": rates(held["quality"], held["violations"]),
+                "by rule": mine["rules"]["violations"]["by_rule"],
+                "labels": metrics["rules"]["labels"]["by_rule"],
+                "applies": {rule["name"]: rule["applies"] for rule in metrics["rules"]["rules"]},
+            }
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
+
+
+def rates(quality: dict[str, Any], broken: dict[str, Any]) -> dict[str, float]:
+    return {"accuracy": quality["accuracy"]["value"], **{kind: broken[kind]["value"] for kind in ("hard", "soft")}}
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds with 95 % t intervals, and differences from the plain student paired by seed."""
+    found = []
+    plain = {row["seed"]: row for row in rows if row["model"] == "student"}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        for test in TESTS:
+            for use in ("as it is", "held to rules"):
+                entry: dict[str, Any] = {"model": model, "test": test, "use": use, "seeds": len(mine)}
+                for figure in ("accuracy", "hard", "soft"):
+                    entry[figure] = interval([row[test][use][figure] for row in mine])
+                both = [row for row in mine if row["seed"] in plain]
+                if both and model != "teacher":
+                    gains = [
+                        row[test][use]["accuracy"] - plain[row["seed"]][test]["as it is"]["accuracy"] for row in both
+                    ]
+                    entry["over the plain student"] = interval(gains)
+                found.append(entry)
+    return found
+
+
+def interval(values: list[float]) -> dict[str, Any]:
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    half = None if spread is None else float(t.ppf(0.975, len(values) - 1) * spread)
+    return {"mean": float(np.mean(values)), "half": half, "values": values}
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+def text(options: argparse.Namespace) -> Any:
+    """The rows so far, after each way of answering."""
+    with (options.data / "sst2" / "test.tsv").open(encoding="utf-8") as file:
+        examples = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[: options.examples]
+    sentences, truth = [each["sentence"] for each in examples], [each["label"] for each in examples]
+    book = load_rules(ANSWERS)
+    hard = RuleBook(tuple(rule for rule in book.rules if rule.hard))
+    ways: dict[str, RuleBook | None] = {"free": None, "hard rules": hard}
+    ways |= {f"all rules, soft ones at {weight:g}": reweighted(book, weight) for weight in WEIGHTS}
+    ways["best of samples"] = hard  # of a quarter of the sentences: four times the work
+    rows = []
+    for name in options.language:
+        model = tokenizer = None
+        for way, rules in ways.items():
+            count = len(examples) // SAMPLES if way == "best of samples" else len(examples)
+            kept = options.output / f"{Path(name).stem}-{way.replace(' ', '-').replace(',', '')}-{count}.json"
+            if not kept.exists():
+                if model is None:
+                    model, tokenizer = open_language(options.models / name)
+                started = time.monotonic()
+                outputs = answer(
+                    model, tokenizer, sentences[:count], rules, way, reweighted(book, WEIGHTS[-1]), options.batch
+                )
+                kept.write_text(json.dumps({"seconds": time.monotonic() - started, "outputs": outputs}))
+            found = json.loads(kept.read_text())
+            right = [mood(output) == ("negative", "positive")[int(label)]
+                     for output, label in zip(found["outputs"], truth[:count], strict=True)]  # fmt: skip
+            rows.append(
+                {
+                    "model": name,
+                    "way": way,
+                    "examples": count,
+                    **violations(book, sentences[:count], found["outputs"]),
+                    "accuracy": float(np.mean(right)),
+                    "per second": count / found["seconds"],
+                    "words": float(np.mean([len(output.split()) for output in found["outputs"]])),
+                }
+            )
+            yield rows
+
+
+def reweighted(book: RuleBook, weight: float) -> RuleBook:
+    """The same rules, all soft ones at one weight."""
+    return RuleBook(tuple(rule if rule.hard else rule.model_copy(update={"weight": weight}) for rule in book.rules))
+
+
+def open_language(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    place = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+    tokenizer = AutoTokenizer.from_pretrained(place[0], **place[1])
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(
+        place[0], dtype=getattr(torch, hardware.pick_precision("auto")), **place[1]
+    ).eval()
+    return model.to(hardware.device()), tokenizer
+
+
+SHOWN = [  # from the training split
+    (
+        "a thoughtful , moving piece that faces difficult issues with honesty and beauty .",
+        "positive",
+        "honest and moving",
+    ),
+    (
+        "the plot is romantic comedy boilerplate from start to finish .",
+        "negative",
+        "the plot is nothing but boilerplate",
+    ),
+]
+
+
+def asked(sentence: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt, with two answered examples before it."""
+    turns = [{"role": "system", "content": ASK}]
+    for shown, sentiment, reason in SHOWN:
+        turns.append({"role": "user", "content": shown})
+        turns.append({"role": "assistant", "content": json.dumps({"sentiment": sentiment, "reason": reason})})
+    turns.append({"role": "user", "content": sentence})
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+@torch.inference_mode()
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
+    rules: RuleBook | None,
+    way: str,
+    choose: RuleBook,
+    batch: int,
+) -> list[str]:
+    """An answer to each sentence: the likeliest token after the other, or the best of several samples."""
+    ready = TokenRules(rules, tokenizer, model.config.vocab_size) if rules is not None else None
+    many = SAMPLES if way == "best of samples" else 1
+    torch.manual_seed(0)
+    outputs: list[str] = []
+    for start in range(0, len(sentences), batch):
+        some = sentences[start : start + batch]
+        inputs = tokenizer([asked(each, tokenizer) for each in some], return_tensors="pt", padding=True,
+                           add_special_tokens=False).to(model.device)  # fmt: skip
+        found = model.generate(
+            **inputs, max_new_tokens=64, do_sample=many > 1, num_return_sequences=many, return_dict_in_generate=True,
+            output_scores=many > 1, pad_token_id=tokenizer.pad_token_id,
+            logits_processor=[RulesProcessor(ready, some)] if ready is not None else None,
+        )  # fmt: skip
+        ids = found.sequences[:, inputs["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        if many > 1:
+            each = model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+            sums = each.nan_to_num(neginf=0).sum(-1).view(-1, many).tolist()  # padding after the end has -inf
+            several = [texts[place : place + many] for place in range(0, len(texts), many)]
+            chosen = rerank(choose, some, several, sums)
+            texts = [candidates[number] for candidates, number in zip(several, chosen, strict=True)]
+        outputs += texts
+        print(f"{way}: {len(outputs)} of {len(sentences)}: {texts[-1]}", flush=True)
+    return outputs
+
+
+def mood(output: str) -> str | None:
+    """The sentiment that an answer names, where it can be read."""
+    try:
+        found = json.loads(output)
+    except ValueError:
+        return None
+    return found.get("sentiment") if isinstance(found, dict) else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Tokens per second and memory of causal language models, all models in turn on the same machine."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from limbeck.errors import InputError
+
+PROMPT_TOKENS, NEW_TOKENS, BATCHES, ROUNDS, MEMORY_ROUNDS = 128, 64, (1, 8), 5, 3
+
+
+class _Clock(StoppingCriteria):
+    """Notes when each token is there; stops nothing."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self.wait = wait
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ANN401
+        self.wait()
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def measure_generation(
+    models: dict[str, PreTrainedModel],
+    prompt_tokens: int = PROMPT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+    batches: tuple[int, ...] = BATCHES,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Time greedy generation of a fixed number of tokens after random prompts, with `generate` and its cache.
+
+    In each round every model meets every batch size before the next round comes, so that a change of the machine's
+    pace meets them all. A model is measured on the device and in the precision that it is in.
+
+    Args:
+        models: by name; not changed but for `eval()`.
+        prompt_tokens: length of each prompt; random ids of the model's vocabulary.
+        new_tokens: tokens made for each prompt, 2 or more; the end of the text is not among them.
+        batches: numbers of prompts at a time.
+        rounds: repetitions, after one that is not counted.
+        seed: fixes the prompts.
+
+    Returns:
+        By model and then by batch size (`batch_1`, ...): `prompt_tokens_per_second` (all prompts, until the first new
+        token is there), `new_tokens_per_second` (all rows, the tokens after the first) and `peak_bytes` (the most
+        memory above the weights at any time of a run, over three runs that are not timed: allocated by PyTorch on
+        CUDA, resident on the CPU under Linux, None elsewhere), each with `median`, `low` and `high` (the extremes).
+
+    Raises:
+        InputError: fewer than two new tokens, or more tokens than a model has positions for.
+    """
+    if new_tokens < 2:
+        raise InputError(f"new_tokens is {new_tokens}; give 2 or more, as the first one is the prompt's")
+    for name, model in models.items():
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions and prompt_tokens + new_tokens > positions:
+            raise InputError(
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones, but {name} has {positions} positions; "
+                "give fewer"
+            )
+    cases = [(name, size) for name in models for size in batches]
+    prompts = {
+        (name, size): torch.from_numpy(
+            np.random.default_rng(seed).integers(
+                0, models[name].config.get_text_config().vocab_size, (size, prompt_tokens)
+            )
+        ).to(models[name].device)
+        for name, size in cases
+    }
+    times = {case: np.empty((2, rounds)) for case in cases}
+    peaks: dict[tuple[str, int], list[int | None]] = {case: [] for case in cases}
+    for name, size in cases:
+        _run(models[name], prompts[name, size], new_tokens)  # the first run allocates and picks kernels
+    for _ in range(MEMORY_ROUNDS):
+        for name, size in cases:
+            peaks[name, size].append(_peak(models[name], prompts[name, size], new_tokens))
+    for turn in range(rounds):
+        for name, size in cases:
+            times[name, size][:, turn] = _run(models[name], prompts[name, size], new_tokens)
+    found: dict[str, dict[str, Any]] = {name: {} for name in models}
+    for name, size in cases:
+        first, rest = times[name, size]
+        found[name][f"batch_{size}"] = {
+            "prompt_tokens_per_second": _spread(size * prompt_tokens / first),
+            "new_tokens_per_second": _spread(size * (new_tokens - 1) / rest),
+            "peak_bytes": None if None in peaks[name, size] else _spread(np.array(peaks[name, size])),
+        }
+    return found
+
+
+def _run(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds until the first new token, and from there to the last."""
+    wait = torch.cuda.synchronize if model.device.type == "cuda" else _nothing
+    clock = _Clock(wait)
+    # What is not said here, `generate` takes from the model's own settings: an end of the text, say.
+    count = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+    settings = GenerationConfig(**count, do_sample=False, num_beams=1, repetition_penalty=1.0, pad_token_id=0)
+    model.eval()
+    wait()
+    started = time.perf_counter()
+    with torch.inference_mode():
+        model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList([clock]),
+        )
+    return clock.times[0] - started, clock.times[-1] - clock.times[0]
+
+
+def _peak(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> int | None:
+    """Bytes above what is held before, at the highest."""
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _run(model, prompts, new_tokens)
+        return torch.cuda.max_memory_allocated() - before
+    counted = model.device.type == "cpu" and sys.platform == "linux"
+    if counted:
+        ctypes.CDLL(None).malloc_trim(0)  # free memory that the process still holds would hide what a run takes
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+        before = _status("VmRSS")
+    _run(model, prompts, new_tokens)
+    return max(_status("VmHWM") - before, 0) if counted else None
+
+
+def _status(field: str) -> int:
+    """A field of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {"median": float(np.median(values)), "low": float(values.min()), "high": float(values.max())}
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,91 @@
+"""What a run learns from and is measured on, by the kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from limbeck import data
+from limbeck.checkpoints import Checkpoint, label_names
+from limbeck.data import Splits
+from limbeck.progress import say
+from limbeck.recipe import Recipe
+from limbeck.recipe.schema import Source
+from limbeck.tasks import Task
+from limbeck.tasks.cloze import cloze
+from limbeck.tasks.masked_lm import TEXT_LENGTH
+
+HELD_LINES = 1000
+"""Lines of plain text, or conversations, held out to watch a stage by; a tenth where there are fewer than ten times as
+many."""
+
+
+def labelled(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoint]) -> tuple[Task, Splits]:
+    """The labelled examples and what they are about; with plain text where some stage learns from it."""
+    raw = data.read_all(recipe.data, objects)
+    columns = data.find_columns(raw.train, recipe.data)
+    if columns.inferred:
+        say(f"data: text is column {' and '.join(columns.text)}, label is column {', '.join(columns.label)}")
+    known = label_names(teachers[0].model.config) if teachers else None
+    task = data.resolve_task(raw.train, columns, recipe.task.kind, recipe.task.labels, known)
+    task.main_metric(recipe.evaluation.metric)
+    splits = data.split(raw, columns, task, recipe.seed)
+    if recipe.data.corpus is not None and any(stage.on_text for stage in recipe.stages):
+        corpus = data.read_corpus(recipe.data.corpus, objects)
+        splits.corpus, splits.corpus_held = data.split_corpus(corpus, HELD_LINES, recipe.seed)
+    return task, splits
+
+
+def words(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
+    """Plain text: lines to learn from, lines to watch, and single words to fill in for the report."""
+    lines = data.read_corpus(recipe.data.train, objects)
+    held = recipe.data.test
+    if isinstance(held, Source):
+        asked = data.read_corpus(held, objects)
+    else:
+        lines, asked = data.split_corpus(lines, HELD_LINES, recipe.seed + 1)
+    learn, watched = data.split_corpus(lines, HELD_LINES, recipe.seed)
+    tokenizer, size = student.tokenizer, student.model.config.vocab_size
+    tokens = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), size)))
+    task = Task("masked-lm", (*tokens, *(f"unused {number}" for number in range(len(tokens), size))))
+    task.main_metric(recipe.evaluation.metric)
+    test = cloze(asked, tokenizer, recipe.task.max_length or TEXT_LENGTH, recipe.seed)
+    return task, Splits(learn, watched, test, learn, corpus=learn, corpus_held=watched)
+
+
+def language(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
+    """Plain text (column `text`) or conversations (column `messages`) to learn from, to watch, and for the report."""
+    learn = _language_table(recipe.data.train, "train", objects)
+    held: dict[str, Dataset] = {}
+    for number, name in enumerate(("test", "validation")):
+        source = getattr(recipe.data, name)
+        if isinstance(source, Source):
+            held[name] = _language_table(source, name, objects)
+        else:
+            size = HELD_LINES if source is None else round(source * len(learn))
+            learn, held[name] = data.split_corpus(learn, size, recipe.seed + number)
+    size = max(student.tokenizer.get_vocab().values()) + 1
+    task = Task("causal-lm", tuple(str(token) for token in student.tokenizer.convert_ids_to_tokens(range(size))))
+    task.main_metric(recipe.evaluation.metric)
+    return task, Splits(learn, held["validation"], held["test"], learn)
+
+
+def _language_table(source: Source, use: str, objects: Mapping[str, Any]) -> Dataset:
+    table = data.read(source, use, objects)
+    return data.read_chat(table) if data.is_chat(table) else data.read_corpus(source, objects)
+
+
+def texts_for_width(recipe: Recipe, objects: Mapping[str, Any]) -> list[str] | None:
+    """Some of the training text of a language model, where a narrower student is to be cut by what is active on it."""
+    if recipe.student.width is None:
+        return None
+    return some_texts(_language_table(recipe.data.train, "train", objects))
+
+
+def some_texts(table: Dataset) -> list[str]:
+    """The first texts of a table, to try a tokenizer on."""
+    if "messages" in table.column_names:
+        return [turn["content"] for messages in table["messages"][:200] for turn in messages]
+    return list(table["text"][:200])

@@ -1,0 +1,66 @@
+"""Stages of causal language models: their examples, and what is kept of the teacher's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from limbeck import hardware
+from limbeck.checkpoints import Checkpoint, max_length
+from limbeck.knowledge import WordStore, label_words, words_format
+from limbeck.progress import say
+from limbeck.recipe import Recipe
+from limbeck.recipe.schema import Task
+from limbeck.tasks.causal_lm import encode_chat, encode_text
+
+TEXT_LENGTH = 512
+"""Tokens of an example where the recipe does not say."""
+
+
+def encode_language(table: Dataset, checkpoint: Checkpoint, task: Task) -> Dataset:
+    """Plain text or conversations as a model's tokens; see `limbeck.tasks.causal_lm`.
+
+    Args:
+        table: column `text` or `messages`.
+        checkpoint: the model that will read them.
+        task: the recipe's: `max_length` and `packed`.
+    """
+    length = max_length(checkpoint.model, checkpoint.tokenizer, task.max_length)
+    if task.max_length is None:
+        length = min(length, TEXT_LENGTH)
+    with hardware.processes().main_process_first():
+        if "messages" not in table.column_names:
+            return encode_text(table, checkpoint.tokenizer, length, task.packed is not False)
+        encoded = encode_chat(table, checkpoint.tokenizer, length)
+    lost = len(table) - len(encoded)
+    if lost:
+        say(f"data: {lost} of {len(table)} conversations have no answer within {length} tokens and are left out")
+    return encoded
+
+
+def sample(encoded: Dataset, count: int, seed: int) -> Dataset:
+    """So many of the examples, drawn at random, in their order."""
+    if len(encoded) <= count:
+        return encoded
+    return encoded.select(np.sort(np.random.default_rng(seed).permutation(len(encoded))[:count]))
+
+
+def ask_for_words(recipe: Recipe, table: Dataset, teacher: Checkpoint, root: Path) -> WordStore:
+    """What the teacher says of the words of the training text, kept at the temperature of the recipe's stages."""
+    assert recipe.teacher is not None
+    assert recipe.teacher.words is not None
+    words = recipe.teacher.words
+    soft = next(s.objectives.soft_targets for s in recipe.stages if s.objectives.soft_targets is not None)
+    form = words_format(words.keep, *words.counts, words.bits, teacher.tokenizer, soft.temperature)
+    encoded = encode_language(table, teacher, recipe.task)
+    precision = hardware.pick_precision("auto")
+    return label_words(teacher, encoded, form, root, recipe.seed, recipe.teacher.batch_size, precision)
+
+
+def language_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Of sums over batches [batches, 3] (negative log-likelihood, right, asked): accuracy and perplexity."""
+    loss, right, asked = np.asarray(prediction.predictions, dtype=np.float64).sum(0)
+    return {"accuracy": float(right / asked), "perplexity": float(np.exp(loss / asked))}

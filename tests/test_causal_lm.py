@@ -1,0 +1,129 @@
+"""Tokens of text and conversations for causal language models: what is predicted, from where, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_causal, make_chat_tokenizer
+from datasets import Dataset
+
+from limbeck.errors import InputError
+from limbeck.tasks.causal_lm import CausalBatches, encode_chat, encode_text
+
+LINES = ["the soup was cold", "a long night", "bread", "the hotel seemed very old and the staff rather quiet"]
+TALK = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "how was the soup"},
+    {"role": "assistant", "content": "the soup was cold"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_chat_tokenizer()
+
+
+def text(lines: list[str]) -> Dataset:
+    return Dataset.from_dict({"text": lines})
+
+
+def chat(*talks: list[dict[str, str]]) -> Dataset:
+    return Dataset.from_dict({"messages": list(talks)})
+
+
+@pytest.mark.parametrize("length", [4, 5, 7, 16])
+def test_packing_loses_nothing_but_the_last_rest_and_ends_each_row(tokenizer, length):
+    encoded = encode_text(text(LINES * 5), tokenizer, length)
+    flat = [token for ids in encoded["input_ids"] for token in ids]
+    whole = [
+        t
+        for line in LINES * 5
+        for t in [*tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
+    assert flat == whole[: len(flat)]
+    assert len(whole) - len(flat) < length
+    assert set(encoded["length"]) == {length}
+    assert encoded["row"][:] == list(range(len(encoded)))
+
+
+def test_packing_does_not_depend_on_how_rows_are_batched(tokenizer):
+    many = LINES * 700  # several batches of `map`
+    encoded = encode_text(text(many), tokenizer, 64)
+    whole = [
+        t for line in many for t in [*tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
+    assert [token for ids in encoded["input_ids"] for token in ids] == whole[: 64 * len(encoded)]
+
+
+def test_rows_on_their_own_keep_every_token(tokenizer):
+    encoded = encode_text(text(LINES), tokenizer, 4, packed=False)
+    lengths = [len(tokenizer(line, add_special_tokens=False)["input_ids"]) + 1 for line in LINES]
+    kept = [n - (n % 4 == 1) for n in lengths]  # a single token has nothing before it to be predicted from
+    assert sum(encoded["length"]) == sum(kept)
+
+
+def test_of_a_conversation_the_answer_alone_is_predicted_up_to_its_end(tokenizer):
+    (example,) = encode_chat(chat(TALK), tokenizer, 64)
+    answer = example["input_ids"][example["first"] :]
+    assert tokenizer.decode(answer[:-1]).strip() == "the soup was cold"
+    assert answer[-1] == tokenizer.eos_token_id
+    prompt = tokenizer.apply_chat_template(TALK[:2], add_generation_prompt=True, return_dict=False)
+    assert example["input_ids"][: example["first"]] == prompt
+
+
+def test_conversations_without_a_template_still_end_their_prompt_before_the_answer(tokenizer):
+    plain = make_chat_tokenizer()
+    plain.chat_template = None
+    (example,) = encode_chat(chat(TALK), plain, 64)
+    assert plain.decode(example["input_ids"][example["first"] : -1]).strip() == "the soup was cold"
+    assert "how was the soup" in plain.decode(example["input_ids"][: example["first"]])
+
+
+def test_long_conversations_are_cut_and_those_without_room_left_out(tokenizer):
+    (whole,) = encode_chat(chat(TALK), tokenizer, 64)
+    limit = whole["first"] + 2
+    longer = [*TALK[:1], {"role": "user", "content": "how was the soup " * 9}, TALK[2]]
+    (cut,) = encode_chat(chat(TALK, longer), tokenizer, limit)
+    assert cut["input_ids"] == whole["input_ids"][:limit]
+    with pytest.raises(InputError, match=f"within {whole['first']} tokens"):
+        encode_chat(chat(TALK), tokenizer, whole["first"])
+
+
+def test_each_position_predicts_the_next_token_and_padding_none(tokenizer):
+    examples = [*encode_chat(chat(TALK, [*TALK[1:2], {"role": "assistant", "content": "old bread"}]), tokenizer, 64)]
+    batch = CausalBatches(tokenizer)(examples)
+    flat = batch["input_ids"].flatten()
+    assert torch.equal(flat[batch["positions"] + 1], batch["targets"])
+    expected = sum(len(e["input_ids"]) - e["first"] for e in examples)
+    assert len(batch["targets"]) == expected
+    assert batch["attention_mask"].sum(-1).tolist() == [len(e["input_ids"]) for e in examples]
+    rows = (batch["positions"] // batch["input_ids"].shape[1]).tolist()
+    for number, example in enumerate(examples):
+        mine = batch["targets"][[row == number for row in rows]]
+        assert mine.tolist() == example["input_ids"][example["first"] :]
+
+
+def test_the_loss_is_transformers_own(tokenizer):
+    model = make_causal(tokenizer)
+    examples = [*encode_chat(chat(TALK, TALK[1:]), tokenizer, 64)]
+    batch = CausalBatches(tokenizer)(examples)
+    labels = torch.full_like(batch["input_ids"], -100)
+    for number, example in enumerate(examples):
+        labels[number, example["first"] : len(example["input_ids"])] = torch.tensor(
+            example["input_ids"][example["first"] :]
+        )
+    with torch.no_grad():
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
+    ours = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1)[batch["positions"]], batch["targets"])
+    assert ours.item() == pytest.approx(output.loss.item(), rel=1e-6)
+
+
+def test_what_cannot_be_read_is_refused(tokenizer):
+    with pytest.raises(InputError, match="1 rows of text make no example of 64 tokens"):
+        encode_text(text(["bread"]), tokenizer, 64)
+    bare = make_chat_tokenizer()
+    bare.eos_token = None
+    with pytest.raises(InputError, match="no end-of-text token"):
+        encode_text(text(LINES), bare, 8)
+    assert np.all(np.array(encode_text(text(LINES), tokenizer, 8)["first"]) == 1)

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from conftest import make_reviews
-from tokenizers import AddedToken, Tokenizer, models, trainers
-from tokenizers import decoders as token_decoders
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from limbeck.gguf import SPLITTINGS
@@ -38,17 +37,15 @@ def make_byte_tokenizer(name: str = "smollm", **options: Any) -> PreTrainedToken
     """A byte-level BPE tokenizer of 400 tokens that splits text as GGUF's `name` does."""
     splitting = next(each for each in SPLITTINGS if name in each.names)
     backend = Tokenizer(models.BPE(ignore_merges=splitting.whole_words))
-    backend.pre_tokenizer, backend.decoder = splitting.pre_tokenizer(), token_decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = splitting.pre_tokenizer(), decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = splitting.pre_tokenizer().alphabet() if name == "gpt-2" else SPLITTINGS[0].pre_tokenizer().alphabet()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=390, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(TEXTS + ["  \n\n  \n\n 12 12 12 '12"] * 20, trainer)
     backend.add_tokens([AddedToken("<think>", normalized=False)])
     if splitting.composed:
-        from tokenizers import normalizers
-
         backend.normalizer = normalizers.NFC()
     settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
     settings |= {"chat_template": TEMPLATE, "model_max_length": 64, "clean_up_tokenization_spaces": False}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from causal import TEMPLATE, TEXTS, make_byte_tokenizer, make_causal
 from conftest import make_model, make_tokenizer
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from limbeck.checkpoints import Checkpoint, open_causal, weights_fingerprint
@@ -198,8 +199,6 @@ def test_tokenizers_that_the_file_cannot_hold_are_refused() -> None:
 
 
 def test_a_token_that_swallows_spaces_is_refused(tmp_path: Path) -> None:
-    from tokenizers import AddedToken
-
     tokenizer = make_byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|x|>", rstrip=True)]})
     with pytest.raises(InputError, match="rules that GGUF does not keep"):
@@ -219,4 +218,4 @@ def test_llama_cpp_agrees(tmp_path: Path) -> None:
         model.eval(ids)
         with torch.no_grad():
             expected = made.model(torch.tensor([ids])).logits[0].numpy()
-        np.testing.assert_allclose(model.scores[: len(ids)], expected, atol=2e-2 * np.abs(expected).max())
+        np.testing.assert_allclose(model.scores[: len(ids)], expected, atol=5e-3 * np.abs(expected).max())

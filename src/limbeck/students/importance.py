@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck.anatomy import layer_list, parts_of
 
-TEXTS, LENGTH, BATCH = 256, 256, 16
+TEXTS, LENGTH, BATCH = 64, 128, 16
 """How many texts are read, how many tokens of each, and how many texts at a time."""
 
 

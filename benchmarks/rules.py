@@ -15,8 +15,8 @@ several weights; and as the best of four samples, re-ranked. Counted are the ans
 the right sentiment, and answers per second.
 
 What is finished is kept in --output and reused; the figures are written anew after each part to
-benchmarks/results/rules.json. On 2 cores: labels some 8 minutes for the teacher and 6 for each seed, text some 70
-minutes for each language model and 1,000 examples.
+benchmarks/results/rules.json. On 2 cores without other work: labels about 15 minutes for the teacher and as many for
+each seed, text about 75 minutes for each language model and 1,000 examples.
 """
 
 from __future__ import annotations

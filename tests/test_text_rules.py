@@ -239,6 +239,27 @@ def test_a_random_model_held_to_hard_rules_breaks_none(rules, way, tokenizer, mo
     assert violations(made, asked, generate())["hard"] > 0.5
 
 
+def test_no_hard_rule_is_broken_on_a_thousand_prompts(tokenizer, model):
+    prompts = [f"{'colour' if number % 2 else 'size'} {number}" for number in range(1000)]
+    made = book({"when": ["colour"], "answers": ["good mood", "bad"]}, {"when": ["size"], "json_schema": SCHEMA})
+    ready = TokenRules(made, tokenizer, model.config.vocab_size)
+    tokenizer.padding_side = "left"
+    outputs: list[str] = []
+    torch.manual_seed(0)
+    for start in range(0, 1000, 250):
+        some = prompts[start : start + 250]
+        inputs = tokenizer(some, return_tensors="pt", padding=True, return_token_type_ids=False)
+        processor = RulesProcessor(ready, some)
+        found = model.generate(
+            **inputs, do_sample=True, max_new_tokens=40, pad_token_id=0, logits_processor=[processor]
+        )
+        outputs += tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    found = violations(made, prompts, outputs)
+    assert found["hard"] == 0
+    assert [each["applies"] for each in found["by_rule"].values()] == [500, 500]
+    assert len(set(outputs)) > 15
+
+
 def test_soft_rules_move_the_rate_as_their_weight_says(tokenizer, model):
     prompts = [f"prompt {number}" for number in range(40)]
     tokenizer.padding_side = "left"

@@ -5,7 +5,7 @@
 DATA holds `sst2/{train_sentences,dev,test}.tsv`, `mrpc/{train,dev,test}.tsv` and a plain-text corpus; MODELS holds
 pretrained encoders as folders (`minilm`: all-MiniLM-L6-v2, `mpnet`: all-mpnet-base-v2). Teachers are fine-tuned first.
 Runs that are finished are reused; the table is written anew after each one to benchmarks/results/systems.json, from
-which `make docs` fills docs/systems. Figures are of the published test split; nothing is chosen by it.
+which `make docs` fills docs/systems. What a step costs is measured by step_cost.py. Figures are of the published test split; nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -190,7 +190,6 @@ def run(group: str, name: str, model: str, task: str, seed: int, options: argpar
         "teacher": metrics["teacher"]["quality"][main]["value"],
         "retention": metrics["student"]["retention"],
         "agreement": metrics["student"]["fidelity"]["agreement"],
-        "seconds": sum(metrics["training"]["student"]["seconds"].values()),
         "steps": sum(max(e["step"] for e in h) for h in metrics["training"]["student"]["history"].values()),
         **parameters(folder / "student"),
     }
@@ -216,7 +215,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = of(key)
         entry: dict[str, Any] = dict(zip(("group", "model", "task", "system"), key, strict=True))
         entry["seeds"] = sorted(mine)
-        for name in ("accuracy", "teacher", "retention", "agreement", "seconds"):
+        for name in ("accuracy", "teacher", "retention", "agreement"):
             entry[name] = interval([mine[seed][name] for seed in entry["seeds"]])
         entry |= {name: next(iter(mine.values()))[name] for name in ("steps", "parameters", "outside the embeddings")}
         for control in ("no teacher", "soft targets"):

@@ -5,7 +5,8 @@
 DATA holds `sst2/{train_sentences,dev,test}.tsv`, `mrpc/{train,dev,test}.tsv` and a plain-text corpus; MODELS holds
 pretrained encoders as folders (`minilm`: all-MiniLM-L6-v2, `mpnet`: all-mpnet-base-v2). Teachers are fine-tuned first.
 Runs that are finished are reused; the table is written anew after each one to benchmarks/results/systems.json, from
-which `make docs` fills docs/systems. What a step costs is measured by step_cost.py. Figures are of the published test split; nothing is chosen by it.
+which `make docs` fills docs/systems. What a step costs is measured by step_cost.py. Figures are of the published test
+split; nothing is chosen by it.
 """
 
 from __future__ import annotations

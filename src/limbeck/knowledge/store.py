@@ -65,8 +65,8 @@ class Request:
         return ["text", "text_pair"] if self.pair else ["text"]
 
 
-class Store:
-    """A complete store, verified and mapped into memory; a signal source for training.
+class Verified:
+    """A complete store, its shards' bytes verified.
 
     Args:
         folder: the store's folder.
@@ -82,7 +82,6 @@ class Store:
         self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
         for shard in self.manifest["shards"]:
             verify_shard(folder / shard["file"], shard["sha256"])
-        self._shards = [_open_shard(folder / shard["file"]) for shard in self.manifest["shards"]]
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
@@ -91,6 +90,14 @@ class Store:
     def size(self) -> int:
         """Bytes on disk."""
         return sum((self.folder / shard["file"]).stat().st_size for shard in self.manifest["shards"])
+
+
+class Store(Verified):
+    """Logits and [CLS] states by example, mapped into memory; a signal source for training. As `Verified`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._shards = [_open_shard(folder / shard["file"]) for shard in self.manifest["shards"]]
 
     def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
         """The signals of examples `row`, int64 [B]: logits float32 [B, C], features float16 [B, d] by layer."""

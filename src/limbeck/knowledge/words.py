@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +16,9 @@ from limbeck import arrow, hardware
 from limbeck.anatomy import StatesAt
 from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint, weights_fingerprint
 from limbeck.errors import InputError
-from limbeck.files import read_json
 from limbeck.knowledge.formats import Format, pack, unpack
 from limbeck.knowledge.labelling import keep_shards
-from limbeck.knowledge.store import VERSION, Request, head_of, shard_name, verify_shard
+from limbeck.knowledge.store import VERSION, Request, Verified, head_of, shard_name
 from limbeck.signals import Signals, SparseWords
 from limbeck.tasks.causal_lm import CausalBatches
 from limbeck.tasks.text import length_sorted_batches, model_inputs
@@ -105,34 +103,14 @@ def label_words(
     return WordStore(keep_shards(root, request, width, write, lambda folder: _FEATURES))
 
 
-class WordStore:
-    """A complete store of words, verified and mapped into memory; a signal source for training.
-
-    Args:
-        folder: the store's folder.
-
-    Raises:
-        InputError: it is not complete, or a shard's bytes are not those that were written; names the shard.
-    """
+class WordStore(Verified):
+    """What was kept of each token's distribution, mapped into memory; a signal source for training. As `Verified`."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "manifest.json").is_file():
-            raise InputError(f"{folder} is no finished knowledge store; run limbeck label to finish it")
-        self.folder = folder
-        self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        super().__init__(folder)
         self.format = Format(**self.manifest["spec"]["signals"])
-        for shard in self.manifest["shards"]:
-            verify_shard(folder / shard["file"], shard["sha256"])
         self._shards = [_open_shard(folder / shard["file"]) for shard in self.manifest["shards"]]
         self._rows = self.manifest["shards"][0]["rows"]
-
-    def __len__(self) -> int:
-        return int(self.manifest["rows"])
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum((self.folder / shard["file"]).stat().st_size for shard in self.manifest["shards"])
 
     def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
         """What the teacher said at the `positions` of examples `row`, unpacked where the batch is."""

@@ -14,7 +14,7 @@ from limbeck.recipe import json_schema, packaged
 
 INTRO = """# The recipe
 
-<!-- Made by `make docs` from src/limbeck/recipe/schema.py and terms.py; change those. -->
+<!-- Made by `make docs` from src/limbeck/recipe/schema.py, teacher.py and terms.py; change those. -->
 
 A recipe is a whole run as one YAML file. The plain case:
 
@@ -90,7 +90,7 @@ def section(name: str, schema: dict[str, Any], short: str | None) -> list[str]:
 
 def render() -> str:
     """The whole page."""
-    from limbeck.recipe import schema, terms
+    from limbeck.recipe import schema, teacher, terms
 
     whole = json_schema()
     methods = ", ".join(f"`{name}`" for name in packaged())
@@ -98,7 +98,8 @@ def render() -> str:
     lines += section("Recipe", whole, None)
     for name, definition in whole["$defs"].items():
         definition = next((e for e in definition.get("anyOf", []) if "properties" in e), definition)
-        lines += section(name, definition, (getattr(schema, name, None) or getattr(terms, name)).shorthand)
+        model = next(getattr(room, name) for room in (schema, teacher, terms) if hasattr(room, name))
+        lines += section(name, definition, model.shorthand)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -30,7 +30,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from limbeck import hardware
+from limbeck import hardware, opening
 from limbeck import run as run_room
 from limbeck.anatomy import Capture, WordsAt, shape_of
 from limbeck.checkpoints import Checkpoint, open_classifier
@@ -611,7 +611,7 @@ def test_well_read_students_are_distilled_without_labels_and_pretrained_without_
     assert same(found["as they are", "distill"], found["flipped", "distill"])
     assert not same(found["as they are", "fine-tune"], found["flipped", "fine-tune"])
     # The first stage asks nobody.
-    assert run_room.open_general(recipe, [teacher]) is None
+    assert opening.general(recipe, [teacher]) is None
     phase, student = phases_of(recipe.stages, recipe, 2)[0], classifier(1)
     lesson = prepare_lesson(phase, student, recipe, TWO, splits, Teaching(store, teacher))
     assert lesson.source is None

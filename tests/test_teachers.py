@@ -13,7 +13,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Teacher
+from limbeck.recipe.teacher import Teacher
 from limbeck.tasks import Task
 from limbeck.teachers import Ensemble, HuggingFaceModel, open_teacher
 from limbeck.teachers.ensemble import mean_signals

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from limbeck import data, examples, hardware
+from limbeck import data, examples, hardware, opening
 from limbeck.checkpoints import (
     Checkpoint,
     check_tokenizer,
     label_names,
     max_length,
     open_causal,
-    open_classifier,
     open_language_model,
     weights_fingerprint,
 )
@@ -39,7 +37,7 @@ from limbeck.recipe import Recipe, dump
 from limbeck.recipe.schema import Stage
 from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives
 from limbeck.report import write_card, write_report
-from limbeck.rules import LabelRules, load_rules
+from limbeck.rules import LabelRules
 from limbeck.signals import Asked
 from limbeck.students import build_student
 from limbeck.tasks import Task
@@ -142,12 +140,12 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
     transformers_logging.disable_progress_bar()
     folder.check(recipe)
-    teachers = open_teachers(recipe, objects)
-    general = open_general(recipe, teachers)
-    given = _open(recipe.student.model, objects) if recipe.student.model else None
+    teachers = opening.teachers(recipe, objects)
+    general = opening.general(recipe, teachers)
+    given = opening.from_memory(recipe.student.model, objects) if recipe.student.model else None
     if recipe.task.kind in ("masked-lm", "causal-lm"):
         kind, texts = Task(recipe.task.kind, ()), examples.texts_for_width(recipe, objects)
-        student = build_student(recipe.student, given, first(teachers), kind, recipe.seed, texts=texts)
+        student = build_student(recipe.student, given, opening.first(teachers), kind, recipe.seed, texts=texts)
         if recipe.export.formats:
             check_gguf(student)
         language = examples.words if recipe.task.kind == "masked-lm" else examples.language
@@ -155,17 +153,17 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     else:
         task, splits = examples.labelled(recipe, objects, teachers)
         texts = examples.some_texts(splits.train)
-        student = build_student(recipe.student, given, first(teachers), task, recipe.seed, general, texts)
-    rules = open_rules(recipe, task, splits.transfer, splits.test)
+        student = build_student(recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts)
+    rules = opening.rules(recipe, task, splits.transfer, splits.test)
     for notice in splits.notices:
         say(f"data: {notice}")
     for checkpoint in [*teachers, student]:
         check_tokenizer(checkpoint, examples.some_texts(splits.train))
-    _check_fit(teachers, student, task)
+    opening.check_fit(teachers, student, task)
     student.model.config.update(task.config)
     assistant = None
     if recipe.assistant is not None:
-        assistant = build_student(recipe.assistant, None, first(teachers), task, recipe.seed, general)
+        assistant = build_student(recipe.assistant, None, opening.first(teachers), task, recipe.seed, general)
         plan_stages(recipe, task, assistant, teachers, general, on_text=True)
     plan = plan_stages(recipe, task, student, teachers, assistant or general)
     content = {
@@ -175,7 +173,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     }
     if splits.corpus is not None:
         content["plain text"] = table_fingerprint(splits.corpus)
-    if general is not None and general is not first(teachers):
+    if general is not None and general is not opening.first(teachers):
         content["general teacher"] = weights_fingerprint(general.model)
     if assistant is not None:
         content["assistant's start"] = weights_fingerprint(assistant.model)
@@ -185,57 +183,13 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     return Prepared(task, splits, teachers, student, general, assistant, plan, rules)
 
 
-def open_rules(recipe: Recipe, task: Task, *tables: Dataset) -> LabelRules | None:
-    """The recipe's rules, checked on all texts that they will meet; see `LabelRules` for what is refused."""
-    if recipe.rules is None:
-        return None
-    rules = LabelRules(load_rules(recipe.rules), task)
-    for table in tables:
-        rules.check(table)
-    return rules
-
-
-def open_teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
-    """Every model the recipe names as teacher, with its tokenizer; see `open_classifier` for what is refused."""
-    opener = {"masked-lm": open_language_model, "causal-lm": open_causal}.get(recipe.task.kind, open_classifier)
-    return [
-        _open(each.model, objects) or opener(each.model, each.revision, each.trust_remote_code)
-        for each in (recipe.teacher.models if recipe.teacher else [])
-        if each.server is None
-    ]
-
-
-def open_general(recipe: Recipe, teachers: list[Checkpoint]) -> Checkpoint | None:
-    """The language model that teaches the stages on plain text, where there are such stages.
-
-    Raises:
-        InputError: a stage learns from its words, but no language model is given.
-    """
-    stages = [stage for stage in recipe.stages if stage.on_text and stage.objectives.needs_teacher]
-    if recipe.teacher is None or not stages:
-        return None
-    if recipe.task.kind == "masked-lm":
-        return first(teachers)
-    words = next((stage.name for stage in stages if stage.objectives.soft_targets is not None), None)
-    given = recipe.teacher.general
-    if given is not None:
-        return open_language_model(given.model, given.revision, given.trust_remote_code, head=words is not None)
-    if words is not None:
-        raise InputError(
-            f"stage '{words}' learns from a language model's words, which the classifier '{teachers[0].name}' does not "
-            "have; give teacher.general=MODEL"
-        )
-    say("teacher: no teacher.general is given; the teacher's own body teaches the stages on plain text")
-    return teachers[0]
-
-
 def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
     """Add altered copies of the training texts to the transfer set, where the recipe asks for them."""
     wanted = recipe.data.augmentation
     if wanted is None:
         return
     model = open_language_model(wanted.model, wanted.revision)
-    owner = first(ready.teachers) or model
+    owner = opening.first(ready.teachers) or model
     length = max_length(model.model, model.tokenizer, recipe.task.max_length)
     root = knowledge_root(recipe)
     rows = augment(ready.splits.train, ready.task, wanted, model, owner, root, recipe.seed, length)
@@ -288,12 +242,12 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | W
             return ask_teacher(recipe, ready)
         say("data: no label column; the teacher is asked about every text")
         columns = data.find_columns(table, recipe.data, labelled=False)
-        teachers = open_teachers(recipe, objects)
+        teachers = opening.teachers(recipe, objects)
         task = Task(recipe.task.kind, label_names(teachers[0].model.config), pair=len(columns.text) == 2)
         texts = data.labelled_table(table, columns, task, "train")
         check_tokenizer(teachers[0], texts["text"][:200])
         teacher: Asked = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
-        rules = open_rules(recipe, task, texts)
+        rules = opening.rules(recipe, task, texts)
         if rules is not None:
             teacher = Ruled(teacher, rules)
         return label_texts(teacher, texts, task, knowledge_root(recipe), recipe.teacher.features)
@@ -312,7 +266,7 @@ def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answer
         table = data.read(recipe.data.train, "train", objects)
         if data.is_chat(table) and not data.has_answers(table):
             say("data: no answers; the teacher is asked every prompt")
-            return make_answers(recipe, open_teachers(recipe, objects), table, knowledge_root(recipe), objects)
+            return make_answers(recipe, opening.teachers(recipe, objects), table, knowledge_root(recipe), objects)
         ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
         return make_answers(recipe, ready.teachers, ready.splits.train, knowledge_root(recipe), objects)
 
@@ -413,31 +367,3 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
     models |= {name: HuggingFaceModel(checkpoint, task, length) for name, checkpoint in made.items()}
     models |= {f"student_{name}": OnnxModel(path, student, task, length) for name, path in exports.items()}
     return evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.rules)
-
-
-def first(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    """The first of some."""
-    return checkpoints[0] if checkpoints else None
-
-
-def _open(name: str, objects: Mapping[str, Any]) -> Checkpoint | None:
-    if name.startswith("memory:") and name not in objects:
-        raise InputError(f"this recipe was run with a model in memory ({name}); pass the model object again")
-    return objects.get(name)
-
-
-def _check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> None:
-    for teacher in teachers:
-        config = teacher.model.config
-        if config.problem_type not in (None, task.config.get("problem_type")):
-            raise InputError(
-                f"teacher '{teacher.name}' was trained for {config.problem_type}, the task is {task.kind}; set task=..."
-            )
-    if teachers:
-        ours = sum(p.numel() for p in student.model.parameters())
-        theirs = sum(p.numel() for teacher in teachers for p in teacher.model.parameters())
-        if ours > theirs:
-            raise InputError(
-                f"the student has {ours:,} parameters, more than the teacher's {theirs:,}; "
-                "give fewer student.layers or a smaller student=MODEL"
-            )

@@ -13,7 +13,8 @@ from datasets import Dataset
 from limbeck.errors import InputError, LimbeckError
 from limbeck.extras import require
 from limbeck.generation.answers import Answer, Ask
-from limbeck.recipe.schema import Generation, TeacherModel
+from limbeck.recipe.schema import Generation
+from limbeck.recipe.teacher import TeacherModel
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import Field, model_validator
 
 from limbeck.recipe.checks import check_recipe
 from limbeck.recipe.sections import Count, Positive, Section
+from limbeck.recipe.teacher import Teacher, Words
 from limbeck.recipe.terms import Objectives
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -145,123 +142,6 @@ class Data(Section):
     """The text column, or two for text pairs. Inferred from common names when not given."""
     label: list[str] | str | None = None
     """The label column; several 0/1 columns for multi-label tables. Inferred from common names when not given."""
-
-
-class TeacherModel(Section):
-    """One model that teaches."""
-
-    shorthand: ClassVar[str | None] = "model"
-    model: str
-    """A folder saved by `save_pretrained`, or a model's name on the hub. Safetensors only. Its name there where
-    it is behind a server."""
-    server: str | None = None
-    """The address of an OpenAI-compatible server that the model is behind, such as `http://localhost:8000/v1`. It can
-    answer prompts (`data.generation`) and gives no signals."""
-    key: str | None = None
-    """The environment variable that holds the server's key, such as `OPENAI_API_KEY`; never the key itself."""
-    timeout: Positive = 300.0
-    """Seconds that a server's answer may take before it is asked for again."""
-    weight: Positive = 1.0
-    """Its share among several teachers."""
-    revision: str | None = None
-    """The hub model's commit, tag or branch."""
-    trust_remote_code: bool = False
-    """Run the Python code that a hub model brings along. Off unless you ask for it here."""
-
-    @model_validator(mode="after")
-    def _server_entries(self) -> TeacherModel:
-        # Nothing that could be a key is repeated here.
-        if self.key is not None and (self.server is None or not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key)):
-            raise ValueError(
-                "key names the environment variable that holds a server's key, such as OPENAI_API_KEY, and goes with "
-                "server=ADDRESS; the key itself never stands in a recipe"
-            )
-        if self.server is None:
-            return self
-        address = urlsplit(self.server)
-        if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc or address.query:
-            raise ValueError(
-                "server must be an address such as http://localhost:8000/v1, without a password or a query; name the "
-                "environment variable of its key as key=NAME"
-            )
-        if self.revision is not None or self.trust_remote_code:
-            raise ValueError("revision and trust_remote_code are about a model opened here; leave them out with server")
-        return self
-
-
-class Words(Section):
-    """What is kept of a causal language model's words; see `limbeck.knowledge.formats`."""
-
-    shorthand: ClassVar[str | None] = "keep"
-    keep: Literal["head_and_tail", "top_k", "sampled", "dense", "nothing"] = "head_and_tail"
-    """The likeliest tokens and some drawn from the rest; the likeliest alone; drawn ones alone; all; or nothing: the
-    teacher runs along with the student."""
-    head: Count | None = None
-    """The likeliest tokens kept. 10 of `head_and_tail` and 15 of `top_k` when not given."""
-    sampled: Count | None = None
-    """Tokens drawn. 11 of `head_and_tail` and 31 of `sampled` when not given."""
-    bits: Literal[8, 16] = 16
-    """Of each kept log-probability."""
-
-    @model_validator(mode="after")
-    def _fitting(self) -> Words:
-        for name, formats in (("head", ("head_and_tail", "top_k")), ("sampled", ("head_and_tail", "sampled"))):
-            if getattr(self, name) is not None and self.keep not in formats:
-                raise ValueError(
-                    f"words.{name} is about {' and '.join(formats)}, but words.keep is {self.keep}; drop it"
-                )
-        return self
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """The tokens kept for certain, and those drawn."""
-        head, sampled = {"head_and_tail": (10, 11), "top_k": (15, 0), "sampled": (0, 31)}.get(self.keep, (0, 0))
-        return self.head or head, self.sampled or sampled
-
-
-class Teacher(Section):
-    """Whatever knows: one model or several."""
-
-    shorthand: ClassVar[str | None] = "models"
-    models: Annotated[list[TeacherModel], Field(min_length=1)]
-    """The models."""
-    combine: Literal["probabilities", "logits"] = "probabilities"
-    """How several are averaged: their probabilities, or their logits (a geometric mean of probabilities)."""
-    general: TeacherModel | None = None
-    """The language model that the teacher was fine-tuned from; it teaches the stages of `task: masked-lm`. The
-    teacher's own body when not given."""
-    features: list[int] = []
-    """More layers whose [CLS] state is kept as knowledge, counted from 1; -1 is the last."""
-    words: Words | None = None
-    """causal-lm: what is kept of its words. When not given: `head_and_tail`, or nothing where a stage learns from the
-    student's own answers."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Examples per forward pass."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:  # noqa: ANN401
-        """`teacher: DIR`, `teacher: [A, B]`, `teacher: {model: DIR}` and the full form mean what they look like."""
-        if isinstance(value, str):
-            return {"models": [value]}
-        if isinstance(value, dict) and "model" in value and "models" not in value:
-            own = {k: value[k] for k in value if k not in cls.model_fields}
-            return {"models": [own], **{k: v for k, v in value.items() if k not in own}}
-        return value
-
-    @classmethod
-    def expand(cls, value: Any) -> Any:  # noqa: ANN401
-        """As the validator above, for `teacher=DIR teacher.combine=logits` on the command line."""
-        return super().expand([value] if isinstance(value, str) else value)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Every form that the validator above takes, so that editors complete them."""
-        full, several = super().__get_pydantic_json_schema__(core, handler)["anyOf"]
-        model = TeacherModel.model_json_schema()["anyOf"][0]
-        properties = model["properties"] | {k: v for k, v in full["properties"].items() if k != "models"}
-        one = {**full, "properties": properties, "required": model["required"], "title": "OneTeacher"}
-        return {"anyOf": [full, one, several, {"type": "string"}]}
 
 
 Depth = list[int] | Count | Literal["half", "all"]

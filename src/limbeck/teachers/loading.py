@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from limbeck import hardware
 from limbeck.checkpoints import Checkpoint
-from limbeck.recipe.schema import Teacher
+from limbeck.recipe.teacher import Teacher
 from limbeck.signals import Asked
 from limbeck.tasks import Task
 from limbeck.teachers.ensemble import Ensemble

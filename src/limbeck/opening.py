@@ -1,0 +1,97 @@
+"""Opening what a recipe names: teachers, the language model that teaches first, rules; and whether they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
+from limbeck.errors import InputError
+from limbeck.progress import say
+from limbeck.recipe import Recipe
+from limbeck.rules import LabelRules, load_rules
+from limbeck.tasks import Task
+
+
+def teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
+    """Every model the recipe names as teacher, with its tokenizer; see `open_classifier` for what is refused."""
+    opener = {"masked-lm": open_language_model, "causal-lm": open_causal}.get(recipe.task.kind, open_classifier)
+    return [
+        from_memory(each.model, objects) or opener(each.model, each.revision, each.trust_remote_code)
+        for each in (recipe.teacher.models if recipe.teacher else [])
+        if each.server is None
+    ]
+
+
+def general(recipe: Recipe, teachers: list[Checkpoint]) -> Checkpoint | None:
+    """The language model that teaches the stages on plain text, where there are such stages.
+
+    Raises:
+        InputError: a stage learns from its words, but no language model is given.
+    """
+    stages = [stage for stage in recipe.stages if stage.on_text and stage.objectives.needs_teacher]
+    if recipe.teacher is None or not stages:
+        return None
+    if recipe.task.kind == "masked-lm":
+        return first(teachers)
+    words = next((stage.name for stage in stages if stage.objectives.soft_targets is not None), None)
+    given = recipe.teacher.general
+    if given is not None:
+        return open_language_model(given.model, given.revision, given.trust_remote_code, head=words is not None)
+    if words is not None:
+        raise InputError(
+            f"stage '{words}' learns from a language model's words, which the classifier '{teachers[0].name}' does not "
+            "have; give teacher.general=MODEL"
+        )
+    say("teacher: no teacher.general is given; the teacher's own body teaches the stages on plain text")
+    return teachers[0]
+
+
+def rules(recipe: Recipe, task: Task, *tables: Dataset) -> LabelRules | None:
+    """The recipe's rules, checked on all texts that they will meet; see `LabelRules` for what is refused."""
+    if recipe.rules is None:
+        return None
+    rules = LabelRules(load_rules(recipe.rules), task)
+    for table in tables:
+        rules.check(table)
+    return rules
+
+
+def first(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """The first of some."""
+    return checkpoints[0] if checkpoints else None
+
+
+def from_memory(name: str, objects: Mapping[str, Any]) -> Checkpoint | None:
+    """The model object that a name stands for; none where it is a folder's or the hub's.
+
+    Raises:
+        InputError: the name of an object that was not passed.
+    """
+    if name.startswith("memory:") and name not in objects:
+        raise InputError(f"this recipe was run with a model in memory ({name}); pass the model object again")
+    return objects.get(name)
+
+
+def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> None:
+    """Refuse models that do not go together.
+
+    Raises:
+        InputError: a teacher trained for another task; a student larger than its teachers.
+    """
+    for teacher in teachers:
+        config = teacher.model.config
+        if config.problem_type not in (None, task.config.get("problem_type")):
+            raise InputError(
+                f"teacher '{teacher.name}' was trained for {config.problem_type}, the task is {task.kind}; set task=..."
+            )
+    if teachers:
+        ours = sum(p.numel() for p in student.model.parameters())
+        theirs = sum(p.numel() for teacher in teachers for p in teacher.model.parameters())
+        if ours > theirs:
+            raise InputError(
+                f"the student has {ours:,} parameters, more than the teacher's {theirs:,}; "
+                "give fewer student.layers or a smaller student=MODEL"
+            )

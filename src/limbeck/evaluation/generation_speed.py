@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from limbeck.errors import InputError
+from limbeck.evaluation.memory import PeakMemory
 
 PROMPT_TOKENS, NEW_TOKENS, BATCHES, ROUNDS, MEMORY_ROUNDS = 128, 64, (1, 8), 5, 3
 
@@ -122,24 +120,9 @@ def _run(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tupl
 
 def _peak(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> int | None:
     """Bytes above what is held before, at the highest."""
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _run(model, prompts, new_tokens)
-        return torch.cuda.max_memory_allocated() - before
-    counted = model.device.type == "cpu" and sys.platform == "linux"
-    if counted:
-        ctypes.CDLL(None).malloc_trim(0)  # free memory that the process still holds would hide what a run takes
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
-        before = _status("VmRSS")
+    memory = PeakMemory(model.device)
     _run(model, prompts, new_tokens)
-    return max(_status("VmHWM") - before, 0) if counted else None
-
-
-def _status(field: str) -> int:
-    """A field of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+    return memory.read()
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

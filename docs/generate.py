@@ -178,6 +178,7 @@ SYSTEMS = {
     ),
     "minilm": ("minilm", "minilmv2"),
     "well-read": ("well-read",),
+    "layerdrop": ("layerdrop", "layerdrop without dropping"),
 }
 """The rows of benchmarks/systems.py that a page of docs/systems shows beside the controls."""
 CONTROLS = ("no teacher", "soft targets")

@@ -288,7 +288,8 @@ class Evaluation(Section):
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples behind every interval."""
     speed: bool = True
-    """Measure latency and throughput, all models in turn."""
+    """Measure latency and throughput, of a causal-lm the tokens per second and memory of generating, all models in
+    turn."""
     examples: Count = 500
     """causal-lm: the examples of the test split that are measured, drawn at random where there are more; half as many
     watch the training."""

@@ -232,6 +232,9 @@ class Training(Section):
     """The chance of each layer to be skipped in a training step (LayerDrop)."""
     dropout: bool = True
     """The student's own dropout. Off where it must follow the teacher exactly."""
+    gradient_checkpointing: bool = False
+    """Keep what each layer reads alone for the backward pass and compute the rest of it once more there: less memory,
+    longer steps, the same gradient."""
     report_to: list[str] = []
     """Trackers to report to, by their names in transformers: `tensorboard`, `wandb`, `mlflow`, ..."""
 

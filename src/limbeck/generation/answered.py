@@ -17,6 +17,8 @@ from limbeck.generation.local import LocalTeacher
 from limbeck.generation.server import ServerTeacher
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Generation
+from limbeck.rules import TextRules, load_rules
+from limbeck.rules.answers import AnswerRules
 
 
 def answered(
@@ -32,14 +34,15 @@ def answered(
         objects: datasets in memory, by the names that stand for them in the recipe.
 
     Returns:
-        One column `messages`, features `CHAT`, each ending with the assistant.
+        One column `messages`, features `CHAT`, each ending with the assistant. None breaks a hard rule of the recipe.
 
     Raises:
         InputError: see `generate`; no prompts, or no answer to learn from.
         LimbeckError: see `generate`.
     """
     found = make_answers(recipe, teachers, train, root, objects)
-    return found.usable(_settings(recipe).cut == "keep")
+    rules = TextRules(load_rules(recipe.rules)) if recipe.rules is not None else None
+    return found.usable(_settings(recipe).cut == "keep", rules)
 
 
 def make_answers(
@@ -48,7 +51,12 @@ def make_answers(
     """All that the teacher answers; arguments as of `answered`."""
     assert recipe.teacher is not None
     settings, model = _settings(recipe), recipe.teacher.models[0]
-    teacher: Answerer = LocalTeacher(teachers[0], settings) if model.server is None else ServerTeacher(model, settings)
+    teacher: Answerer
+    if model.server is None:
+        rules = AnswerRules(load_rules(recipe.rules)).of(teachers[0]) if recipe.rules is not None else None
+        teacher = LocalTeacher(teachers[0], settings, rules)
+    else:
+        teacher = ServerTeacher(model, settings)
     return generate(teacher, _prompts(settings, train, objects), settings, root, recipe.seed)
 
 

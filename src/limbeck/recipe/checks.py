@@ -60,6 +60,10 @@ def _check_rules(recipe: Recipe) -> None:
         raise ValueError(
             f"rules are for classification, multi-label and causal-lm, and the task is {recipe.task.kind}; drop them"
         )
+    if recipe.task.kind == "causal-lm" and recipe.task.packed:
+        raise ValueError(
+            "rules are about answers to prompts, and task.packed is about plain text, which has none; drop one of them"
+        )
     for stage in recipe.stages:
         soft = stage.objectives.soft_targets
         if soft is not None and soft.form == "mse" and not stage.on_text:

@@ -100,9 +100,9 @@ class TokenRules:
     def follows(self, prompt: str, completion: Sequence[int]) -> bool:
         """Whether a completion keeps the hard rules in each of its tokens, up to one that ends it; as of `masks`."""
         end = next((place for place, token in enumerate(completion) if token in self.eos), len(completion))
-        tokens = [*completion[: end + 1]]
         matchers = [each.deep_copy() for each in self._matchers(self._active(prompt))[0]]
-        return all(each.try_consume_tokens(tokens) == len(tokens) for each in matchers)
+        goes = all(each.try_consume_tokens([*completion[:end]]) == end for each in matchers)
+        return goes and (end == len(completion) or all(each.is_accepting() for each in matchers))
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse rules that contradict each other on some prompt, before anything costly.

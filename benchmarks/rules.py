@@ -33,10 +33,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import t
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import limbeck
 from limbeck import hardware
+from limbeck.checkpoints import open_causal
 from limbeck.rules import RuleBook, load_rules, rerank, violations
 from limbeck.rules.tokens import RulesProcessor, TokenRules
 
@@ -217,14 +218,10 @@ def reweighted(book: RuleBook, weight: float) -> RuleBook:
 
 
 def open_language(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    place = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
-    tokenizer = AutoTokenizer.from_pretrained(place[0], **place[1])
+    model, tokenizer, _ = open_causal(str(path))
     tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        place[0], dtype=getattr(torch, hardware.pick_precision("auto")), **place[1]
-    ).eval()
-    return model.to(hardware.device()), tokenizer
+    precision = getattr(torch, hardware.pick_precision("auto"))
+    return model.to(hardware.device(), precision).eval(), tokenizer
 
 
 SHOWN = [  # from the training split

@@ -53,13 +53,16 @@ class System:
     start: str | None = None
 
 
-# Half of the teacher's layers, all from the same start and over the same steps.
+# Half of the teacher's layers, all from the same start and over the same steps; LayerDrop's two rows from the whole
+# model after masked words on plain text, with layers dropped and without.
 HALF = {
     "no teacher": System("hinton", [LABELS_ALONE]),
     "soft targets": System("hinton"),
     "distilbert": System("distilbert"),
     "pkd-skip": System("pkd-skip"),
     "pkd-last": System("pkd-last"),
+    "layerdrop": System("layerdrop", ["stages.pretrain=null"], "dropped"),
+    "layerdrop without dropping": System("layerdrop", ["stages.pretrain=null"], "language"),
 }
 
 # Small students from random weights. What a language teaches is learnt once, over the plain text, and serves all seeds
@@ -131,12 +134,14 @@ def teacher_of(model: str, task: str, options: argparse.Namespace) -> Path:
     return folder
 
 
-def language_model(model: str, options: argparse.Namespace) -> Path:
-    """The backbone with a head that fills in words, for augmentation."""
-    folder: Path = options.output / f"{model}-language"
+def language_model(model: str, name: str, options: argparse.Namespace) -> Path:
+    """The backbone with a head for masked words: `language`, for augmentation, or `dropped`, trained by LayerDrop."""
+    folder: Path = options.output / f"{model}-{name}"
     if not (folder / "metrics.json").exists():
-        words = [f"data={options.corpus}", "training.epochs=0.5", "training.learning_rate=2e-4", *COMMON]
-        limbeck("train", "pretrain", f"student={options.models / model}", *words[:-1], f"output={folder}")
+        words = [f"data={options.corpus}", "training.epochs=0.5", "training.learning_rate=2e-4", *COMMON[:-1]]
+        if name == "dropped":
+            words += ["training.layer_drop=0.5"]
+        limbeck("train", "pretrain", f"student={options.models / model}", *words, f"output={folder}")
     return folder
 
 
@@ -174,14 +179,15 @@ def run(group: str, name: str, model: str, task: str, seed: int, options: argpar
         words += [f"seed={seed}", "baseline=false", f"knowledge={options.output / 'knowledge'}", f"output={folder}"]
         settings = system.settings
         if group == "half":
-            words += ["student={layers: half, pattern: spaced}", "training.epochs=3"]
-            words += [f"training.learning_rate={RATE[model]}"]
+            words += ["training.epochs=3", f"training.learning_rate={RATE[model]}"]
+            start = system.start and f"model: {language_model(model, system.start, options)}, layers: all"
+            words += [f"student={{{start or 'layers: half, pattern: spaced'}}}"]
         elif system.start is not None:
             words += [f"student={general_student(system.start, model, task, options) / 'student'}"]
         else:
             words += [f"student.shape={SMALL[model]}"]
         if any("LANGUAGE" in word for word in settings):
-            language = str(language_model(model, options))
+            language = str(language_model(model, "language", options))
             settings = [w.replace("LANGUAGE", language).replace("COPIES", str(options.copies)) for w in settings]
         limbeck("distill", system.recipe, *words, *settings)
     metrics = json.loads((folder / "metrics.json").read_text())

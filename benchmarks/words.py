@@ -1,14 +1,15 @@
 """What is lost when a few tokens of a teacher's distribution are kept: bytes, gradients and speed of each format.
 
-    python benchmarks/words.py --teacher MODEL --text FILE [--drop 8] [--batches 4] [--tokens 4096] [--draws 3]
+    python benchmarks/words.py --teacher MODEL --text FILE [--student MODEL] [--batches 4] [--tokens 4096] [--draws 3]
 
-The student is the teacher without `--drop` of its layers, spread evenly. For each batch of tokens the gradient of the
-forward KL divergence by the head's weights, and its mean over the batch by the last hidden states, is found from all of
-the teacher's words and from what each format keeps; the figure is the cosine of the two, mean and 95 % t interval over
-batches, each the mean of some draws. `distillkit` is a reference of DistillKit's recommended form, written after its
-description: the 128 likeliest tokens, 16 of their log-probabilities exact in bfloat16, the others by a polynomial of
-degree 4 fitted in float32, renormalised over the 128. Rates are medians of repeated packing and unpacking of one batch,
-all formats in turn. Writes benchmarks/results/words.json.
+The student is one distilled from the teacher, such as language_students.py leaves, or else the teacher without `--drop`
+of its layers, spread evenly, untrained: so far off that formats hardly differ. For each batch of tokens the gradient of
+the forward KL divergence by the head's weights, and its mean over the batch by the last hidden states, is found from
+all of the teacher's words and from what each format keeps; the figure is the cosine of the two, mean and 95 % t
+interval over batches, each the mean of some draws. `distillkit` is a reference of DistillKit's recommended form,
+written after its description: the 128 likeliest tokens, 16 of their log-probabilities exact in bfloat16, the others by
+a polynomial of degree 4 fitted in float32, renormalised over the 128. Rates are medians of repeated packing and
+unpacking of one batch, all formats in turn. Writes benchmarks/results/words.json.
 """
 
 from __future__ import annotations
@@ -200,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--student", help="a distilled student; the teacher without --drop layers when not given")
     parser.add_argument("--drop", type=int, default=8)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=4096)
@@ -208,7 +210,12 @@ def main() -> None:
     options = parser.parse_args()
     opened = open_causal(options.teacher)
     depth = opened.model.config.num_hidden_layers
-    student = keep_layers(opened.model, layers_of_pattern("spaced", depth, depth - options.drop))
+    if options.student is None:
+        student = keep_layers(opened.model, layers_of_pattern("spaced", depth, depth - options.drop))
+        about = f"the student is the teacher without {options.drop} of its {depth} layers, untrained"
+    else:
+        student = open_causal(options.student).model
+        about = f"the student has {student.config.num_hidden_layers} of its {depth} layers, distilled"
     lines = [line for line in options.text.read_text("utf-8").split("\n") if line.strip()]
     encoded = encode_text(Dataset.from_dict({"text": lines}), opened.tokenizer, 256)
     vocabulary = max(opened.tokenizer.get_vocab().values()) + 1
@@ -224,7 +231,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": hardware.describe(),
         "teacher": Path(options.teacher).name,
-        "drop": options.drop,
+        "student": about,
     }
     result |= {"tokens": options.tokens, "batches": options.batches, "draws": options.draws, "formats": {}}
     for name, batches in found.items():

@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md from the schema, the figures of README and docs/systems from benchmarks/results: `make docs`.
+"""Writes docs/recipe.md from the schema, the figures of README and the pages from benchmarks/results: `make docs`.
 
 A test compares what is there with what this writes.
 """
@@ -9,6 +9,8 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+
+import language_tables
 
 from limbeck.recipe import json_schema, packaged
 
@@ -176,6 +178,7 @@ SYSTEMS = {
     ),
     "minilm": ("minilm", "minilmv2"),
     "well-read": ("well-read",),
+    "layerdrop": ("layerdrop", "layerdrop without dropping"),
 }
 """The rows of benchmarks/systems.py that a page of docs/systems shows beside the controls."""
 CONTROLS = ("no teacher", "soft targets")
@@ -246,8 +249,14 @@ def _points(figure: dict[str, Any] | None) -> str:
     return f"{100 * figure['mean']:+.1f}{half}"
 
 
+def pages() -> list[Path]:
+    """The pages that have, or may have, measured tables."""
+    return [*(ROOT / "docs/systems").glob("*.md"), ROOT / "docs/rules.md", ROOT / "docs/words.md"]
+
+
 def page(text: str) -> str:
-    """A page of docs/systems with its measured tables filled in."""
+    """A page with its measured tables filled in."""
+    text = language_tables.fill(text)
     if "<!-- costs -->" in text:
         before, _, rest = text.partition("<!-- costs -->")
         text = f"{before}<!-- costs -->\n{costs()}\n<!-- end of costs -->{rest.partition('<!-- end of costs -->')[2]}"
@@ -281,5 +290,5 @@ def readme(text: str) -> str:
 if __name__ == "__main__":
     (ROOT / "docs/recipe.md").write_text(render(), "utf-8")
     (ROOT / "README.md").write_text(readme((ROOT / "README.md").read_text("utf-8")), "utf-8")
-    for each in (ROOT / "docs/systems").glob("*.md"):
+    for each in pages():
         each.write_text(page(each.read_text("utf-8")), "utf-8")

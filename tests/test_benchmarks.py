@@ -23,7 +23,7 @@ import limbeck
 from limbeck.errors import InputError
 from limbeck.evaluation.benchmark_files import BENCHMARKS
 from limbeck.evaluation.generation_speed import measure_generation
-from limbeck.evaluation.harness import draw, plan_benchmarks, retention, run_benchmarks
+from limbeck.evaluation.harness import draw, plan_benchmarks, retention
 
 STORY = {f"InputSentence{n}": f"the actor was {word}." for n, word in enumerate(("short", "long", "old", "new"), 1)}
 HELLASWAG = [
@@ -148,7 +148,9 @@ def test_lambada_is_what_the_models_own_probabilities_say(model: Any, tokenizer:
     logs, right = np.array([each[0] for each in by_hand]), np.array([float(each[1]) for each in by_hand])
     assert 0 < right.mean() < 1
     for batch_size in (1, 3):
-        found = run_benchmarks(model, tokenizer, ["lambada"], tmp_path, batch_size=batch_size)["tasks"]["lambada"]
+        found = limbeck.benchmark((model, tokenizer), ["lambada"], data=tmp_path, batch_size=batch_size)["tasks"][
+            "lambada"
+        ]
         np.testing.assert_allclose(found["scores"]["perplexity"], logs, rtol=1e-4)
         assert found["scores"]["acc"] == right.tolist()
         assert found["metrics"]["perplexity"]["value"] == pytest.approx(math.exp(-logs.mean()), rel=1e-4)
@@ -175,7 +177,7 @@ def test_hellaswag_counts_characters_of_the_ending(model: Any, tokenizer: Any, t
         tmp_path / "hellaswag" / "val.jsonl", [{**row, "label": n} for row, n in zip(HELLASWAG, labels, strict=True)]
     )
     plain, normed = choices_by_hand(model, tokenizer, rows)
-    found = run_benchmarks(model, tokenizer, ["hellaswag"], tmp_path)["tasks"]["hellaswag"]
+    found = limbeck.benchmark((model, tokenizer), ["hellaswag"], data=tmp_path)["tasks"]["hellaswag"]
     assert found["scores"] == {"acc": plain, "acc_norm": normed}
 
 
@@ -203,7 +205,7 @@ def test_choices_are_scored_after_their_prompts(model: Any, tokenizer: Any, data
         "piqa": [f"Question: {row['question']}\nAnswer:" for row in CHOICES],
         "openbookqa": [row["question"] for row in CHOICES],
     }
-    found = run_benchmarks(model, tokenizer, ["piqa", "openbookqa", "storycloze"], data)["tasks"]
+    found = limbeck.benchmark((model, tokenizer), ["piqa", "openbookqa", "storycloze"], data=data)["tasks"]
     for name, contexts in prompts.items():
         rows = [(context, row["choices"], row["label"]) for context, row in zip(contexts, CHOICES, strict=True)]
         plain, normed = choices_by_hand(model, tokenizer, rows)
@@ -273,7 +275,7 @@ def test_exact_match_compares_normalised_answers(
     (tmp_path / name).mkdir()
     rows = [{"question": key, "answers": answers} for key, (_, answers, *_) in REPLIES.items()]
     write_jsonl(tmp_path / name / "test.jsonl", rows)
-    found = run_benchmarks(model, tokenizer, [name], tmp_path, batch_size=batch_size)["tasks"][name]
+    found = limbeck.benchmark((model, tokenizer), [name], data=tmp_path, batch_size=batch_size)["tasks"][name]
     assert found["scores"]["exact_match"] == [each[2 if name == "nq_open" else 3] for each in REPLIES.values()]
     head = "Answer these questions:\n\n" if name == "nq_open" else ""
     assert {f"{head}{start}{key}{end}" for key in REPLIES} <= model.seen
@@ -287,7 +289,7 @@ def test_webquestions_ask_whether_the_model_would_write_an_answer(model: Any, to
     ]
     (tmp_path / "webquestions").mkdir()
     write_jsonl(tmp_path / "webquestions" / "test.jsonl", rows)
-    found = run_benchmarks(model, tokenizer, ["webquestions"], tmp_path)["tasks"]["webquestions"]
+    found = limbeck.benchmark((model, tokenizer), ["webquestions"], data=tmp_path)["tasks"]["webquestions"]
     assert found["scores"]["exact_match"] == [1, 0, 1]
 
 
@@ -299,7 +301,7 @@ def test_examples_in_the_prompt_come_from_another_split(scripted: Any, tokenizer
     prompts = []
     for seed in (0, 0, 1):
         model = scripted(script)
-        run_benchmarks(model, tokenizer, ["nq_open"], data, shots=2, seed=seed, batch_size=1)
+        limbeck.benchmark((model, tokenizer), ["nq_open"], data=data, shots=2, seed=seed, batch_size=1)
         prompts.append(sorted(model.seen))
     assert prompts[0] == prompts[1] != prompts[2]
     for prompt in prompts[0]:
@@ -324,8 +326,10 @@ def test_webquestions_shows_an_answer_in_words(data: Path) -> None:
 def test_a_limit_draws_the_same_examples_for_every_model(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "lambada").mkdir()
     write_jsonl(tmp_path / "lambada" / "test.jsonl", [{"text": f"the {word} is very new"} for word in FILLER])
-    everything = run_benchmarks(model, tokenizer, ["lambada"], tmp_path)["tasks"]["lambada"]["scores"]["perplexity"]
-    found = run_benchmarks(model, tokenizer, ["lambada"], tmp_path, limit=7, seed=3)["tasks"]["lambada"]
+    everything = limbeck.benchmark((model, tokenizer), ["lambada"], data=tmp_path)["tasks"]["lambada"]["scores"][
+        "perplexity"
+    ]
+    found = limbeck.benchmark((model, tokenizer), ["lambada"], data=tmp_path, limit=7, seed=3)["tasks"]["lambada"]
     drawn = draw(len(FILLER), 7, seed=3)
     assert drawn == sorted(set(drawn))
     assert drawn != list(range(7))
@@ -344,7 +348,7 @@ def test_everything_runs_without_a_network(
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     side = tokenizer.padding_side
     model.train()
-    found = run_benchmarks(model, tokenizer, None, data)
+    found = limbeck.benchmark((model, tokenizer), None, data=data)
     assert list(found["tasks"]) == list(BENCHMARKS)
     for task in found["tasks"].values():
         assert task["examples"] == 3
@@ -442,7 +446,9 @@ def test_the_hubs_data_sets_are_read_as_lm_eval_does(
     write_jsonl(questions / "train.jsonl", rows[2:])
     write_jsonl(questions / "validation.jsonl", rows[:2])
     monkeypatch.chdir(tmp_path)
-    here, there = (run_benchmarks(model, tokenizer, ["lambada"], folder)["tasks"]["lambada"] for folder in (data, None))
+    here, there = (
+        limbeck.benchmark((model, tokenizer), ["lambada"], data=folder)["tasks"]["lambada"] for folder in (data, None)
+    )
     assert here["scores"] == there["scores"]
     assert there["source"] == "EleutherAI/lambada_openai"
     with pytest.raises(InputError, match="the hub's lambada has no other examples than the measured ones"):
@@ -488,7 +494,7 @@ def test_the_command_prints_a_table_and_writes_json(
     assert list(written) == ["model", "parameters", "versions", "settings", "tasks"]
     assert written["parameters"] == model.num_parameters()
     assert written["settings"]["limit"] == 2
-    expected = run_benchmarks(model, tokenizer, ["lambada"], data, limit=2)["tasks"]["lambada"]["metrics"]
+    expected = limbeck.benchmark((model, tokenizer), ["lambada"], data=data, limit=2)["tasks"]["lambada"]["metrics"]
     for metric, figure in written["tasks"]["lambada"]["metrics"].items():
         assert figure == pytest.approx(expected[metric], rel=1e-4)
     direct = limbeck.benchmark((model, tokenizer), ["lambada"], data=data, limit=2)
@@ -576,7 +582,7 @@ def test_the_papers_tables_are_filled_and_go_on_where_they_stopped(
     tables = json.loads((tmp_path / "llm.json").read_text())["tables"]
     assert list(tables) == ["language", "questions", "language, by temperature", "questions, by temperature"]
     direct = {
-        name: run_benchmarks(each, tokenizer, ["lambada"], data)["tasks"]["lambada"]
+        name: limbeck.benchmark((each, tokenizer), ["lambada"], data=data)["tasks"]["lambada"]
         for name, each in (("teacher", model), ("half", other.eval()))
     }
     rows = {row[0]: row[1:] for row in tables["language"]}

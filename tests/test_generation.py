@@ -18,8 +18,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from limbeck.checkpoints import Checkpoint
 from limbeck.data.chat import CHAT
 from limbeck.errors import InputError
+from limbeck.examples import language
 from limbeck.folder import RunFolder
-from limbeck.generation import Answer, Answers, LocalTeacher, answered, answers, generate, make_answers
+from limbeck.generation import (
+    Answer,
+    Answers,
+    LocalTeacher,
+    answered,
+    answered_splits,
+    answers,
+    generate,
+    make_answers,
+)
 from limbeck.generation.local import SeededSampling
 from limbeck.recipe import dump, load
 from limbeck.recipe.schema import Generation
@@ -353,6 +363,64 @@ def test_other_prompts_may_be_chat_or_a_line_each(tmp_path):
     ]
     assert found[0].folder == found[1].folder
     assert [messages[0]["content"] for messages in found[0].table["messages"]] == ["the book", "soup"]
+
+
+def asked_alone(tmp_path: Path, **overrides: Any) -> tuple[Any, Any]:
+    """A recipe on 20 prompts without answers, and its splits before anybody answered."""
+    rows = [{"prompt": f"{word} {text}"} for word in ("the", "a", "we") for text in TEXTS][:20]
+    data = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    made = recipe(tmp_path, **{"data": str(data), "baseline": False, "data.test": 0.2, **overrides})
+    return made, language(made, {}, language_model())[1]
+
+
+def prompts_of(table: Dataset) -> list[str]:
+    return [messages[-2]["content"] for messages in table["messages"]]
+
+
+def test_prompts_alone_are_answered_whole_and_every_split_takes_its_own(tmp_path):
+    made, splits = asked_alone(tmp_path)
+    found = answered_splits(made, [language_model()], splits, tmp_path)
+    assert found.transfer is found.train
+    for name in ("train", "validation", "test"):
+        table, before = getattr(found, name), getattr(splits, name)
+        assert prompts_of(table) == [messages[-1]["content"] for messages in before["messages"]]
+        expected = [by_hand(language_model(), text, 6, {3})[0] for text in prompts_of(table)]
+        assert [messages[-1]["content"] for messages in table["messages"]] == expected
+    assert sorted(prompts_of(found.train) + prompts_of(found.validation) + prompts_of(found.test)) == sorted(
+        json.loads(line)["prompt"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()
+    )
+    whole = Dataset.from_json(str(tmp_path / "prompts.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert make_answers(made, [language_model()], whole, tmp_path).folder == store_of(tmp_path)
+    assert "the validation and test examples came without answers, and the teacher's own stand in" in splits.notices[0]
+
+
+def test_of_several_samples_one_is_measured_and_all_are_learnt_from(tmp_path):
+    made, splits = asked_alone(tmp_path, **{"data.generation.samples": 3, "data.generation.temperature": 1})
+    found = answered_splits(made, [language_model()], splits, tmp_path)
+    assert len(found.test) <= len(splits.test)  # an empty answer is left out
+    assert len(set(prompts_of(found.test))) == len(found.test)
+    assert len(found.train) > 2 * len(splits.train)
+
+
+def test_answers_that_are_there_are_what_is_measured(tmp_path):
+    given = write_jsonl(tmp_path / "test.jsonl", [{"prompt": text, "completion": "its own"} for text in TEXTS])
+    made, splits = asked_alone(tmp_path, **{"data.test": str(given)})
+    found = answered_splits(made, [language_model()], splits, tmp_path)
+    assert {messages[-1]["content"] for messages in found.test["messages"]} == {"its own"}
+    assert splits.notices[0].startswith("the validation examples came without answers")
+
+
+def test_what_learns_from_answers_is_refused_where_there_are_none(tmp_path):
+    with pytest.raises(InputError, match=r"prompts.jsonl holds prompts without answers, and the baseline.*baseline=fa"):
+        asked_alone(tmp_path, baseline=True)
+    with pytest.raises(InputError, match=r"and stage 'distill' learns from the data's answers; .* stages.distill=null"):
+        asked_alone(tmp_path, **{"stages.distill.on": "train"})
+    with pytest.raises(InputError, match="column 'prompt' but none named 'completion'"):
+        asked_alone(tmp_path, **{"data.generation": None})
+    rows = [{"instruction": "soup", "output": "good"}, {"instruction": "the book", "output": ""}]
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", rows)
+    with pytest.raises(InputError, match="row 2"):
+        asked_alone(tmp_path, data=str(mixed))
 
 
 def test_the_command_answers_and_says_where_and_at_what_cost(tmp_path, command):

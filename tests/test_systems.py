@@ -32,7 +32,7 @@ QUICK = [
 ]
 SMALL = "student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"
 TEXT_ALONE = ("pretrain", "ib-bert", "distilbert-pretrain")
-CAUSAL = ("word-kd", "gkd", "minillm", "seqkd", "figurative")
+CAUSAL = ("word-kd", "gkd", "minillm", "seqkd", "figurative", "figurative-unsupervised")
 NO_TEACHER = ("fine-tune", "pretrain", "ib-bert")
 LESS: dict[str, list[str]] = {
     "tinybert": [SMALL, *(f"stages.{name}.training.epochs=2" for name in ("general", "intermediate", "prediction"))],
@@ -87,6 +87,13 @@ def chat_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("chat") / "chat.jsonl", rows[:60])
 
 
+@pytest.fixture(scope="session")
+def prompts_jsonl(tmp_path_factory: pytest.TempPathFactory, chat_jsonl: Path) -> Path:
+    """The prompts alone."""
+    rows = [{"prompt": json.loads(line)["prompt"]} for line in chat_jsonl.read_text().splitlines()]
+    return write_jsonl(tmp_path_factory.mktemp("chat") / "prompts.jsonl", rows)
+
+
 @pytest.fixture
 def words_for(
     tiny_teacher_dir: Path,
@@ -98,15 +105,17 @@ def words_for(
     unlabelled_csv: Path,
     causal_dir: Path,
     chat_jsonl: Path,
+    prompts_jsonl: Path,
 ) -> Callable[[str, Path], list[str]]:
     """The command line that runs a system on tiny models."""
 
     def words(system: str, output: Path) -> list[str]:
         if system in CAUSAL:
-            kind = [f"data={chat_jsonl if system != 'word-kd' else corpus_txt}", f"teacher={causal_dir}"]
+            data = {"word-kd": corpus_txt, "figurative-unsupervised": prompts_jsonl}.get(system, chat_jsonl)
+            kind = [f"data={data}", f"teacher={causal_dir}"]
             if system in ("gkd", "minillm"):
                 kind += ["stages.distill.on_policy.max_new_tokens=6"]
-            if system in ("seqkd", "figurative"):  # a random teacher never ends an answer
+            if system in ("seqkd", "figurative", "figurative-unsupervised"):  # a random teacher never ends an answer
                 kind += ["data.generation.max_new_tokens=6", "data.generation.cut=keep"]
             return ["distill", system, f"output={output}", *QUICK, *kind, *LESS.get(system, [])]
         line = ["train" if system in NO_TEACHER else "distill", system, f"output={output}", *QUICK]
@@ -234,6 +243,9 @@ def test_the_recipes_are_the_papers() -> None:
     assert stages["layerdrop"]["pretrain"].training["layer_drop"] == 0.5
     assert "layer_drop" not in stages["layerdrop"]["fine-tune"].training
     assert list(stages["well-read"]) == ["pretrain", "distill", "fine-tune"]
+    assert list(stages["figurative"]) == ["examples", "task"]
+    assert stages["figurative"]["task"].objectives.names == ["soft_targets", "next_token"]
+    assert stages["figurative-unsupervised"]["examples"].objectives.names == ["soft_targets", "contrastive"]
 
 
 def test_a_stage_is_left_out_with_null(command: Any, words_for: Any, tmp_path: Path) -> None:

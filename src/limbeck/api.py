@@ -212,14 +212,14 @@ def benchmark(
         batch_size: examples computed at a time.
 
     Returns:
-        `model`, `parameters`, `versions`, `settings` and `tasks`; see `limbeck.evaluation.harness.run_benchmarks`.
+        `model`, `parameters`, `versions`, `settings` and `tasks`; see `limbeck.evaluation.harness.measure`.
 
     Raises:
         InputError: lm-eval is not installed, an unknown benchmark, a missing file, wrong columns, no such model.
     """
     plan = plan_benchmarks(tasks, None if data is None else Path(data), limit, shots, seed)
     opened = Checkpoint(model[0], model[1], "") if isinstance(model, tuple) else open_causal(str(model))
-    opened.model.to(hardware.device()).eval()
+    opened.model.to(hardware.device())
     result = measure(plan, opened.model, opened.tokenizer, batch_size)
     return {"model": opened.name, "parameters": opened.model.num_parameters(), **result}
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import shutil
 
+from transformers.utils import is_liger_kernel_available
+
 from limbeck import extras, hardware
+from limbeck.signals import Wanted
+from limbeck.training.kernels import kernels_for
 
 
 def findings() -> list[tuple[str, str, str]]:
@@ -25,6 +29,12 @@ def findings() -> list[tuple[str, str, str]]:
         ("precision", precision, reason),
         ("disk", f"{free / 1e9:.0f} GB free", "here"),
     ]
+    there = is_liger_kernel_available()
+    if machine["device"] != "cuda":
+        reason = "they need a CUDA device"
+    else:
+        reason = "in training causal-lm students" if there else "pip install 'limbeck[liger]'"
+    rows.append(("fused kernels", "yes" if kernels_for(machine["device"], there, Wanted()) else "no", reason))
     for extra in extras.EXTRAS:
         there = extras.installed(extra)
         rows.append((f"extra '{extra}'", "yes" if there else "no", "" if there else f"pip install 'limbeck[{extra}]'"))

@@ -10,6 +10,7 @@ from datasets import Dataset
 from limbeck import data
 from limbeck.checkpoints import Checkpoint, label_names
 from limbeck.data import Splits
+from limbeck.errors import InputError
 from limbeck.progress import say
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Source
@@ -20,6 +21,11 @@ from limbeck.tasks.masked_lm import TEXT_LENGTH
 HELD_LINES = 1000
 """Lines of plain text, or conversations, held out to watch a stage by; a tenth where there are fewer than ten times as
 many."""
+ANSWERED = (
+    "the {} examples came without answers, and the teacher's own stand in: accuracy and perplexity say how near a "
+    "model is to what the teacher writes"
+)
+"""What the report says where validation or test are prompts alone."""
 
 
 def labelled(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoint]) -> tuple[Task, Splits]:
@@ -56,32 +62,59 @@ def words(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tu
 
 
 def language(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
-    """Plain text (column `text`) or conversations (column `messages`) to learn from, to watch, and for the report."""
-    learn = _language_table(recipe.data.train, "train", objects)
+    """Plain text (column `text`) or conversations (column `messages`) to learn from, to watch, and for the report.
+
+    Where the teacher answers prompts, conversations may be prompts alone, to be answered by it; see `answered_splits`.
+    """
+    answers = recipe.data.generation is None
+    learn = _language_table(recipe.data.train, "train", objects, answers)
+    if data.ROW in learn.column_names:
+        _refuse_prompts_alone(recipe)
     held: dict[str, Dataset] = {}
     for number, name in enumerate(("test", "validation")):
         source = getattr(recipe.data, name)
         if isinstance(source, Source):
-            held[name] = _language_table(source, name, objects)
+            held[name] = _language_table(source, name, objects, answers)
         else:
             size = HELD_LINES if source is None else round(source * len(learn))
             learn, held[name] = data.split_corpus(learn, size, recipe.seed + number)
     size = max(student.tokenizer.get_vocab().values()) + 1
     task = Task("causal-lm", tuple(str(token) for token in student.tokenizer.convert_ids_to_tokens(range(size))))
     task.main_metric(recipe.evaluation.metric)
-    return task, Splits(learn, held["validation"], held["test"], learn)
+    alone = [name for name in ("validation", "test") if data.ROW in held[name].column_names]
+    notices = [ANSWERED.format(" and ".join(alone))] if alone else []
+    return task, Splits(learn, held["validation"], held["test"], learn, notices)
 
 
-def _language_table(source: Source, use: str, objects: Mapping[str, Any]) -> Dataset:
+def _refuse_prompts_alone(recipe: Recipe) -> None:
+    """Refuse what learns from the data's answers where the data have none."""
+    path = recipe.data.train.path
+    for stage in recipe.stages:
+        if stage.on == "train":
+            raise InputError(
+                f"{path} holds prompts without answers, and stage '{stage.name}' learns from the data's answers; give "
+                f"data with answers, or leave the stage out with stages.{stage.name}=null"
+            )
+    if recipe.baseline:
+        raise InputError(
+            f"{path} holds prompts without answers, and the baseline learns from answers that are not the teacher's; "
+            "give data with answers, or baseline=false"
+        )
+
+
+def _language_table(source: Source, use: str, objects: Mapping[str, Any], answers: bool = True) -> Dataset:
+    """A table of text or conversations; unless `answers`, of prompts alone where it holds no others."""
     table = data.read(source, use, objects)
-    return data.read_chat(table) if data.is_chat(table) else data.read_corpus(source, objects)
+    if not data.is_chat(table):
+        return data.read_corpus(source, objects)
+    return data.read_chat(table) if answers else data.read_chat_or_prompts(table)
 
 
 def texts_for_width(recipe: Recipe, objects: Mapping[str, Any]) -> list[str] | None:
     """Some of the training text of a language model, where a narrower student is to be cut by what is active on it."""
     if recipe.student.width is None:
         return None
-    return some_texts(_language_table(recipe.data.train, "train", objects))
+    return some_texts(_language_table(recipe.data.train, "train", objects, recipe.data.generation is None))
 
 
 def some_texts(table: Dataset) -> list[str]:

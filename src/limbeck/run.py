@@ -30,7 +30,7 @@ from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, ex
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
-from limbeck.generation import Answers, answered, make_answers
+from limbeck.generation import Answers, answered_splits, make_answers
 from limbeck.knowledge import Store, WordStore, label_texts
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
@@ -115,9 +115,7 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
             (require_gguf if recipe.task.kind == "causal-lm" else require_onnx)()
         ready = prepare(recipe, objects or {}, folder)
         enlarge(recipe, ready, objects or {})
-        if recipe.data.generation is not None:
-            root = knowledge_root(recipe)
-            ready.splits.transfer = answered(recipe, ready.teachers, ready.splits.train, root, objects or {})
+        answer_prompts(recipe, ready, objects or {})
         knowledge = ask_teacher(recipe, ready) if ready.plan.stored else None
         trained = train(recipe, ready, knowledge)
         name, main = next(iter(trained.items()))
@@ -201,6 +199,12 @@ def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None
     ready.splits.transfer = data.add_unlabelled(ready.splits.transfer, rows, ready.task)
 
 
+def answer_prompts(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
+    """Have the teacher answer what the stages learn from, and prompts that came alone, where the recipe asks for it."""
+    if recipe.data.generation is not None:
+        ready.splits = answered_splits(recipe, ready.teachers, ready.splits, knowledge_root(recipe), objects)
+
+
 def knowledge_root(recipe: Recipe) -> Path:
     """The folder that keeps what teachers said and what was made for them."""
     return Path(recipe.knowledge or Path(recipe.output) / "knowledge")
@@ -239,6 +243,7 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | W
             ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
             if not ready.plan.stored:
                 raise InputError("no stage learns from words that are kept; give soft_targets and teacher.words")
+            answer_prompts(recipe, ready, objects)
             return ask_teacher(recipe, ready)
         table = data.read(recipe.data.train, "train", objects)
         if recipe.data.label or data.label_column(table):

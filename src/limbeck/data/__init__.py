@@ -1,6 +1,6 @@
 """Reading, checking and splitting examples."""
 
-from limbeck.data.chat import has_answers, is_chat, read_chat, without_answers
+from limbeck.data.chat import ROW, has_answers, is_chat, read_chat, read_chat_or_prompts, without_answers
 from limbeck.data.columns import Columns, find_columns, label_column
 from limbeck.data.corpus import read_corpus, split_corpus
 from limbeck.data.labels import resolve_task
@@ -8,6 +8,7 @@ from limbeck.data.reading import RawData, read, read_all
 from limbeck.data.splitting import Splits, add_unlabelled, labelled_table, split
 
 __all__ = [
+    "ROW",
     "Columns",
     "RawData",
     "Splits",
@@ -20,6 +21,7 @@ __all__ = [
     "read",
     "read_all",
     "read_chat",
+    "read_chat_or_prompts",
     "read_corpus",
     "resolve_task",
     "split",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, List, Value
 
 from limbeck.errors import InputError
@@ -13,6 +14,8 @@ Messages = list[dict[str, str]]
 
 CHAT = Features({"messages": List({"role": Value("string"), "content": Value("string")})})
 """The one form: a conversation's turns in order."""
+ROW = "row"
+"""The column that tells prompts from examples with answers; see `read_chat_or_prompts`."""
 ROLES = ("system", "user", "assistant")
 FORMS = {
     "messages": ("messages",),
@@ -94,6 +97,21 @@ def has_answers(table: Dataset) -> bool:
         InputError: see `read_chat`.
     """
     return all(messages[-1]["role"] == "assistant" for messages in read_chat(table, answers=False)["messages"])
+
+
+def read_chat_or_prompts(table: Dataset) -> Dataset:
+    """Chat examples as messages, or prompts that somebody is still to answer: examples of which none has an answer.
+
+    Returns:
+        As `read_chat`; of prompts also a column `ROW`, int64, their numbers in the table.
+
+    Raises:
+        InputError: see `read_chat`; some examples have answers and some none.
+    """
+    read = read_chat(table, answers=False)
+    if any(messages[-1]["role"] == "assistant" for messages in read["messages"]):
+        return read_chat(table)
+    return read.add_column(ROW, np.arange(len(read)))
 
 
 def without_answers(table: Dataset) -> Dataset:

@@ -53,40 +53,6 @@ class Plan(NamedTuple):
     settings: dict[str, Any]
 
 
-def run_benchmarks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    names: Sequence[str] | None = None,
-    data: Path | None = None,
-    limit: int | None = None,
-    shots: int = 0,
-    seed: int = 0,
-    batch_size: int = 8,
-) -> dict[str, Any]:
-    """Measure a causal language model on published benchmarks.
-
-    Args:
-        model: on the device and in the precision that it is to be measured in; not changed.
-        tokenizer: the model's; not changed.
-        names: keys of `BENCHMARKS`; all that `data` has files of when not given.
-        data: a folder as docs/benchmarks.md describes; the hub's data sets, as lm-eval reads them, when not given.
-        limit: how many examples of each benchmark, drawn by `seed`; all when not given.
-        shots: examples with their answers in the prompt, drawn by `seed` from another split than the measured one.
-        seed: fixes both draws, alike for every model.
-        batch_size: examples computed at a time.
-
-    Returns:
-        `versions` and `settings`, and by benchmark in `tasks`: `task` and `version` (lm-eval's), `source`, `examples`
-        of `available`, `metrics` with `value` and `stderr` (none of a single example), `scores` (by metric, one number
-        per example in the file's order; of perplexity the log-probability of the last word, in nats) and `seconds`.
-        `acc`, `acc_norm` and `exact_match` are shares from 0 to 1.
-
-    Raises:
-        InputError: lm-eval is not installed, an unknown name, a missing file, wrong columns; before the model is run.
-    """
-    return measure(plan_benchmarks(names, data, limit, shots, seed), model, tokenizer, batch_size)
-
-
 def plan_benchmarks(
     names: Sequence[str] | None = None,
     data: Path | None = None,
@@ -94,10 +60,17 @@ def plan_benchmarks(
     shots: int = 0,
     seed: int = 0,
 ) -> Plan:
-    """Read benchmarks and draw their examples, for `measure`; the arguments are those of `run_benchmarks`.
+    """Read benchmarks and draw their examples, for `measure`.
+
+    Args:
+        names: keys of `BENCHMARKS`; all that `data` has files of when not given.
+        data: a folder as docs/benchmarks.md describes; the hub's data sets, as lm-eval reads them, when not given.
+        limit: how many examples of each benchmark, drawn by `seed`; all when not given.
+        shots: examples with their answers in the prompt, drawn by `seed` from another split than the measured one.
+        seed: fixes both draws, alike for every model.
 
     Raises:
-        InputError: see `run_benchmarks`.
+        InputError: lm-eval is not installed, an unknown name, a missing file, wrong columns.
     """
     if shots < 0:
         raise InputError(f"shots is {shots}; give 0 or more examples")
@@ -120,7 +93,23 @@ def plan_benchmarks(
 def measure(
     plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8
 ) -> dict[str, Any]:
-    """Run a plan on a model; arguments, result and errors as of `run_benchmarks`."""
+    """Measure a causal language model on published benchmarks.
+
+    Args:
+        plan: what to measure.
+        model: on the device and in the precision that it is to be measured in; not changed.
+        tokenizer: the model's; not changed.
+        batch_size: examples computed at a time.
+
+    Returns:
+        `versions` and `settings`, and by benchmark in `tasks`: `task` and `version` (lm-eval's), `source`, `examples`
+        of `available`, `metrics` with `value` and `stderr` (none of a single example), `scores` (by metric, one number
+        per example in the file's order; of perplexity the log-probability of the last word, in nats) and `seconds`.
+        `acc`, `acc_norm` and `exact_match` are shares from 0 to 1.
+
+    Raises:
+        InputError: the tokenizer has no end.
+    """
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -170,7 +159,7 @@ def retention(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, dic
     errors by the delta method over the examples, which must be the same ones.
 
     Args:
-        student: an entry of `tasks` (see `run_benchmarks`).
+        student: an entry of `tasks` (see `measure`).
         teacher: the same benchmark's entry of the teacher.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from datasets import Dataset
 
 from limbeck import data
 from limbeck.checkpoints import Checkpoint
+from limbeck.data import Splits
 from limbeck.data.chat import CHAT
 from limbeck.errors import InputError
 from limbeck.generation.answers import Answerer, Answers, generate
 from limbeck.generation.local import LocalTeacher
 from limbeck.generation.server import ServerTeacher
 from limbeck.recipe import Recipe
-from limbeck.recipe.schema import Generation
+from limbeck.recipe.schema import Generation, Source
 from limbeck.rules import TextRules, load_rules
 from limbeck.rules.answers import AnswerRules
 
@@ -40,15 +42,54 @@ def answered(
         InputError: see `generate`; no prompts, or no answer to learn from.
         LimbeckError: see `generate`.
     """
-    found = make_answers(recipe, teachers, train, root, objects)
-    rules = TextRules(load_rules(recipe.rules)) if recipe.rules is not None else None
-    return found.usable(_settings(recipe).cut == "keep", rules)
+    return _usable(recipe, make_answers(recipe, teachers, train, root, objects))
+
+
+def answered_splits(
+    recipe: Recipe, teachers: Sequence[Checkpoint], splits: Splits, root: Path, objects: Mapping[str, Any] | None = None
+) -> Splits:
+    """The splits of a run of a recipe with `data.generation`: what is learnt from as `answered` gives it.
+
+    Splits that are prompts alone (`data.ROW`) are answered, too. Each table is asked about whole, so that these are the
+    answers of `limbeck generate`, and each split takes its own; to watch and to measure, one answer to each prompt.
+
+    Args:
+        recipe: as of `answered`.
+        teachers: as of `answered`.
+        splits: conversations or plain text; see `limbeck.examples.language`.
+        root: as of `answered`.
+        objects: as of `answered`.
+
+    Raises:
+        InputError: see `answered`.
+        LimbeckError: see `generate`.
+    """
+    found: dict[str, Dataset] = {}
+    asked: dict[tuple[str, str], Answers] = {}
+    for name in ("train", "validation", "test"):
+        split: Dataset = getattr(splits, name)
+        if data.ROW not in split.column_names:
+            continue
+        given = getattr(recipe.data, name)
+        source, use = (given, name) if isinstance(given, Source) else (recipe.data.train, "train")
+        key = (use, source.model_dump_json())
+        if key not in asked:
+            table = data.without_answers(data.read_chat(data.read(source, use, objects), answers=False))
+            asked[key] = _ask(recipe, teachers, table, root)
+        found[name] = _usable(recipe, asked[key].of(split[data.ROW], every=name == "train"))
+    own = found.get("train") if _settings(recipe).prompts is None else None
+    transfer = own if own is not None else answered(recipe, teachers, splits.train, root, objects)
+    return replace(splits, transfer=transfer, **found)
 
 
 def make_answers(
     recipe: Recipe, teachers: Sequence[Checkpoint], train: Dataset, root: Path, objects: Mapping[str, Any] | None = None
 ) -> Answers:
     """All that the teacher answers; arguments as of `answered`."""
+    return _ask(recipe, teachers, _prompts(_settings(recipe), train, objects), root)
+
+
+def _ask(recipe: Recipe, teachers: Sequence[Checkpoint], prompts: Dataset, root: Path) -> Answers:
     assert recipe.teacher is not None
     settings, model = _settings(recipe), recipe.teacher.models[0]
     teacher: Answerer
@@ -57,7 +98,13 @@ def make_answers(
         teacher = LocalTeacher(teachers[0], settings, rules)
     else:
         teacher = ServerTeacher(model, settings)
-    return generate(teacher, _prompts(settings, train, objects), settings, root, recipe.seed)
+    return generate(teacher, prompts, settings, root, recipe.seed)
+
+
+def _usable(recipe: Recipe, found: Answers) -> Dataset:
+    """Those to learn from; a server is not told the rules, and what it answered does not depend on them."""
+    rules = TextRules(load_rules(recipe.rules)) if recipe.rules is not None else None
+    return found.usable(_settings(recipe).cut == "keep", rules)
 
 
 def _settings(recipe: Recipe) -> Generation:

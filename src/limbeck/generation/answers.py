@@ -110,6 +110,12 @@ class Answers:
     folder: Path
     table: Dataset
 
+    def of(self, rows: Iterable[int], every: bool) -> Answers:
+        """Those to some of the prompts, by their numbers: every one, or of several samples the first."""
+        wanted, pairs = set(rows), zip(self.table["row"], self.table["sample"], strict=True)
+        kept = [at for at, (row, sample) in enumerate(pairs) if row in wanted and (every or sample == 0)]
+        return Answers(self.folder, self.table.select(kept))
+
     def usable(self, cut: bool, rules: TextRules | None = None) -> Dataset:
         """The column `messages` of those to learn from: no empty answers, and cut ones only if `cut`.
 

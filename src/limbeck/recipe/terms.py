@@ -9,20 +9,21 @@ from pydantic import Field, model_validator
 from limbeck.recipe.sections import Count, Positive, Section
 
 
-class HardLabels(Section):
+class TermSection(Section):
+    """One term of a loss."""
+
+    shorthand: ClassVar[str | None] = "weight"
+    weight: Positive = 1.0
+    """Its share of the loss."""
+
+
+class HardLabels(TermSection):
     """Cross entropy with the true labels (multi-label: per label; regression: squared error)."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
 
-
-class SoftTargets(Section):
+class SoftTargets(TermSection):
     """The teacher's outputs as targets, at a temperature."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
     temperature: Positive = 2.0
     """Both models' logits are divided by it, and the loss is multiplied by its square. Regression has none."""
     positions: Literal["all", "masked"] = "all"
@@ -38,56 +39,35 @@ LayerMap = Literal["uniform", "skip", "last"] | dict[int, int]
 """Which teacher layer each student layer learns from; see `limbeck.objectives.layer_maps`."""
 
 
-class MaskedLM(Section):
+class MaskedLM(TermSection):
     """Cross entropy with the masked words of plain text."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
 
-
-class NextToken(Section):
+class NextToken(TermSection):
     """Cross entropy with the tokens that follow: of plain text all, of a conversation the last answer's."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
 
-
-class PolicyGradient(Section):
+class PolicyGradient(TermSection):
     """What the student's own answers lead to: the part of the reverse KL divergence that looks ahead (MiniLLM)."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
     length_normalised: bool = True
     """Take the mean of the rewards that follow, not their sum: without it short answers are favoured."""
 
 
-class Contrastive(Section):
+class Contrastive(TermSection):
     """Tell the teacher's state of a token from its states of the others."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
     temperature: Positive = 0.05
     """Cosines are divided by it."""
 
 
-class Embedding(Section):
+class Embedding(TermSection):
     """Squared error of what the first layer reads, token by token."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
 
-
-class Hidden(Section):
+class Hidden(TermSection):
     """The states after mapped layers."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
     form: Literal["mse", "cosine", "cls"] = "mse"
     """Squared error by token, through a learnt projection where widths differ, summed over layers; one minus the
     cosine by token; or the squared error of normalised [CLS] states."""
@@ -96,24 +76,18 @@ class Hidden(Section):
     very last), or `{student layer: teacher layer}`, counted from 1 or from the end."""
 
 
-class Attention(Section):
+class Attention(TermSection):
     """The attention of mapped layers, head by head."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
     form: Literal["mse", "kl"] = "mse"
     """Squared error of the scores before softmax, summed over layers; or KL divergence of the distributions."""
     layers: LayerMap = "uniform"
     """As of `hidden`."""
 
 
-class Relations(Section):
+class Relations(TermSection):
     """KL divergence of scaled dot products among a layer's values, and among its queries and keys."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
     of: Annotated[list[Literal["queries", "keys", "values"]], Field(min_length=1)] = ["values"]
     """Relations among which vectors; their mean."""
     heads: Count | None = None
@@ -122,12 +96,9 @@ class Relations(Section):
     """As of `hidden`."""
 
 
-class FeatureMap(Section):
+class FeatureMap(TermSection):
     """MobileBERT's feature map transfer: states after mapped layers, normalised, and their mean and variance."""
 
-    shorthand: ClassVar[str | None] = "weight"
-    weight: Positive = 1.0
-    """Its share of the loss."""
     normalised: Annotated[float, Field(ge=0)] = 100.0
     """The share of the squared error of the normalised states."""
     mean: Annotated[float, Field(ge=0)] = 5000.0

@@ -6,15 +6,17 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+from transformers.utils import is_liger_kernel_available
 
 from limbeck import hardware
-from limbeck.anatomy import layer_list
+from limbeck.anatomy import StatesAt, layer_list
 from limbeck.checkpoints import Checkpoint, open_for
 from limbeck.data import Splits
 from limbeck.files import read_json, require_space, write_json
@@ -24,8 +26,9 @@ from limbeck.recipe.schema import Recipe, Stage, Training
 from limbeck.students import keep_layers
 from limbeck.tasks import Task
 from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, save_model
+from limbeck.training.kernels import fused_kernels, kernels_for
 from limbeck.training.layer_drop import drop_layers
-from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
+from limbeck.training.lessons import Lesson, Teaching, prepare_lesson, wanted_of
 from limbeck.training.phases import Phase, kept_layers, phases_of
 from limbeck.training.trainer import DistillationTrainer
 
@@ -144,7 +147,12 @@ def _train(
 ) -> dict[str, Any]:
     training = recipe.training_of(phase.stage)
     model = lesson.model
-    with extra_weights(model, lesson.terms), only_layer(model, phase.only), drop_layers(model, training.layer_drop):
+    with (
+        fused_kernels(model, _kernels(lesson)),
+        extra_weights(model, lesson.terms),
+        only_layer(model, phase.only),
+        drop_layers(model, training.layer_drop),
+    ):
         trainer = trainer_for(lesson, phase, recipe, task, checkpoint, workplace)
         resumed = last_checkpoint(workplace)
         if resumed:
@@ -154,6 +162,13 @@ def _train(
         trainer.train(resume_from_checkpoint=resumed)
         trainer.capture.close()
     return {"history": trainer.state.log_history, "seconds": clock.seconds}
+
+
+def _kernels(lesson: Lesson) -> dict[str, bool]:
+    """The fused kernels that train a causal language model here."""
+    if not isinstance(lesson.words, StatesAt):
+        return {}
+    return kernels_for(hardware.device().type, is_liger_kernel_available(), or_(*wanted_of(lesson.terms)))
 
 
 def trainer_for(

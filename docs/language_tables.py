@@ -1,0 +1,138 @@
+"""The measured tables of language models and rules, as Markdown, from benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+def fill(text: str) -> str:
+    """A page with each `<!-- table: NAME -->` filled in."""
+    end = "<!-- end of table -->"
+    for name in re.findall(r"<!-- table: ([\w-]+) -->", text):
+        start = f"<!-- table: {name} -->"
+        before, _, rest = text.partition(start)
+        after = rest.partition(end)[2] if end in rest else rest
+        file = FILES.get(name, name.replace("-", "_"))
+        path = RESULTS / f"{file}.json"
+        content = TABLES[name](json.loads(path.read_text("utf-8"))) if path.exists() else "Not measured yet."
+        text = f"{before}{start}\n{content}\n{end}{after}"
+    return text
+
+
+def words(found: dict[str, Any]) -> str:
+    """What each format of kept words loses."""
+    rows = [["", "bytes a token", "cosine at the head's weights", "cosine at the last states", "KL", "packed", "read"]]
+    for name, each in found["formats"].items():
+        cells = [_span(each[key], 4) for key in ("head weights", "last states")]
+        rates = [f"{each[key]:,.0f}/s" if key in each else "" for key in ("pack", "unpack")]
+        rows.append([name, f"{each['bytes']:,}", *cells, f"{each['kl']['mean']:.4f}", *rates])
+    note = (
+        f"{found['batches']} batches of {found['tokens']:,} tokens, {found['draws']} draws each; means with 95 % t "
+        f"intervals over batches. Teacher {found['teacher']}; {found['student']}. KL is that of all words from what is "
+        "kept, the rest spread evenly, in nats a token. "
+    )
+    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/words.py`."
+
+
+def students(found: dict[str, Any]) -> str:
+    """Half of a language model's layers, by what it learnt from."""
+    first = found["table"][0]
+    lambada = "lambada acc" in first
+    header = ["", "KL to the teacher", "perplexity", "accuracy", "agrees with teacher"]
+    rows = [header + (["LAMBADA accuracy", "LAMBADA perplexity"] if lambada else []) + ["seeds"]]
+    teacher = found["rows"][0]["teacher"]
+    cells = ["teacher", "", f"{teacher['perplexity']:.2f}", f"{100 * teacher['accuracy']:.1f} %", ""]
+    if lambada:
+        its = found["teacher's lambada"]
+        cells += [f"{100 * its['acc']:.1f} %", f"{its['perplexity']:.1f}"]
+    rows.append([*cells, ""])
+    for each in found["table"]:
+        cells = [each["row"], _span(each["kl"], 3), _span(each["perplexity"], 1)]
+        cells += [_percent(each[key]) for key in ("accuracy", "agreement")]
+        if lambada:
+            cells += [_percent(each["lambada acc"]), _span(each["lambada perplexity"], 0)]
+        rows.append([*cells, str(len(each["seeds"]))])
+    note = (
+        f"{found['tokens']:,} tokens of Wikipedia in examples of {found['length']}, batches of {found['batch_size']}, "
+        f"one pass; {found['examples']} held-out examples. Means with 95 % t intervals over seeds, each with its own "
+        "text. "
+    )
+    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/language_students.py`."
+
+
+def label_rules(found: dict[str, Any]) -> str:
+    """Classifiers with and without rules."""
+    if "labels" not in found:
+        return "Not measured yet."
+    rows = [["", "test", "use", "accuracy", "breaks a hard rule", "breaks a soft rule", "over the plain student"]]
+    for each in found["labels"]["table"]:
+        cells = [_percent(each[key]) for key in ("accuracy", "hard", "soft")]
+        gain = each.get("over the plain student")
+        points = "" if gain is None else f"{100 * gain['mean']:+.1f}{_half(gain, 100, 1)}"
+        rows.append([each["model"], each["test"], each["use"], *cells, points])
+    return _markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/rules.py`."
+
+
+def text_rules(found: dict[str, Any]) -> str:
+    """Generated answers with and without rules."""
+    if "text" not in found:
+        return "Not measured yet."
+    rows = [
+        ["model", "way of answering", "breaks a hard rule", "breaks a soft rule", "right", "answers a second", "of"]
+    ]
+    for each in found["text"]:
+        cells = [f"{100 * each[key]:.1f} %" for key in ("hard", "soft", "accuracy")]
+        rows.append([each["model"], each["way"], *cells, f"{each['per second']:.2f}", f"{each['examples']:,}"])
+    return _markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/rules.py`."
+
+
+def benchmarks(found: dict[str, Any]) -> str:
+    """The paper's four tables, ours beside them."""
+    parts = [f"**{title.capitalize()}**\n\n{_markdown(rows)}" for title, rows in found["tables"].items()]
+    settings = found["settings"]
+    limit = "all" if settings["limit"] is None else f"{settings['limit']:,}"
+    note = (
+        f"The rows named *paper* are {found['paper']}'s own figures, not measured here. {limit} examples of each, "
+        f"{settings['shots']} shots; ± is the standard error over examples. "
+    )
+    return "\n\n".join([*parts, f"{note}On {machine(found)}, by `python benchmarks/llm.py`."])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "words": words,
+    "language-students": students,
+    "label-rules": label_rules,
+    "text-rules": text_rules,
+    "llm": benchmarks,
+}
+FILES = {"label-rules": "rules", "text-rules": "rules"}
+"""The file of results where it has another name than the table."""
+
+
+def machine(found: dict[str, Any]) -> str:
+    """What figures were measured on."""
+    its = found["machine"]
+    return f"{its['cores']} cores of {its['gpu'] or its['cpu']} ({its['precision']})"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def _half(figure: dict[str, Any], scale: float, digits: int) -> str:
+    return "" if figure["half"] is None else f" ± {scale * figure['half']:.{digits}f}"
+
+
+def _span(figure: dict[str, Any], digits: int) -> str:
+    return f"{figure['mean']:.{digits}f}{_half(figure, 1, digits)}"
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['mean']:.1f}{_half(figure, 100, 1)} %"

@@ -291,6 +291,18 @@ def test_a_teachers_answers_keep_the_hard_rules_and_are_kept_under_them(tmp_path
     assert again.fingerprint != LocalTeacher(model(), settings, rules.of(model())).fingerprint
 
 
+def test_a_soft_rule_moves_the_teachers_answers_as_its_weight_says(tmp_path):
+    settings = Generation(max_new_tokens=12, temperature=1.0, samples=24)
+    prompts, rates = asked(talks().select([0, 4])), []
+    for weight in (1e-3, 1.0, 20):
+        rules = book({"answers": ["good", "sad", "so so"]}, {"avoid": "so*", "weight": weight})
+        found = generate(LocalTeacher(model(), settings, rules.of(model())), prompts, settings, tmp_path, 0)
+        rate = violations(rules.text, [prompt_text(messages) for messages in found.table["messages"]], said(found))
+        assert rate["hard"] == 0
+        rates.append(rate["soft"])
+    assert rates[0] > rates[1] > rates[2] == 0
+
+
 def test_answers_under_rules_go_on_after_a_kill_to_the_same_bytes(tmp_path):
     settings = Generation(max_new_tokens=12, batch_size=2, temperature=1.0)
     prompts, rules = asked(talks().select(range(5))), book(*BOOK)

@@ -166,6 +166,25 @@ def speed() -> str:
     )
 
 
+def language_speed() -> str:
+    """The README's sentence on training a language model, where that was measured."""
+    path = ROOT / "benchmarks/results/peer_trl.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if not found:
+        return ""
+    job = found.get("plain text") or next(iter(found.values()))
+    fast, small = job["speed"]["limbeck over trl"], job["memory"]["limbeck over trl"]
+    three = job["speed"]["limbeck, asking and 3 epochs over trl"]
+    return (
+        f"\n\nTraining half of {job['job']['teacher']['name']} on what the teacher said of each token is "
+        f"**{fast['median']:.1f} times faster** ({fast['low']:.1f} to {fast['high']:.1f}) than TRL "
+        f"{job['versions']['trl']}'s `GKDTrainer` on the same text with the same loss, {three['median']:.1f} times "
+        f"over three epochs with the asking counted, in {small['median']:.0%} of its memory above the weights; see "
+        f"[the whole table](docs/systems/sequence.md#against-trl). On {_machine(job)}, by "
+        "`python benchmarks/peer_trl.py`."
+    )
+
+
 SYSTEMS = {
     "hinton": ("soft targets", "soft targets, augmented"),
     "distilbert": ("distilbert",),
@@ -280,7 +299,7 @@ def _machine(found: dict[str, Any]) -> str:
 
 def readme(text: str) -> str:
     """The README with its figures filled in."""
-    for name, content in (("results", results()), ("speed", speed())):
+    for name, content in (("results", results()), ("speed", speed() + language_speed())):
         before, _, rest = text.partition(f"<!-- {name}: made by make docs -->")
         _, _, after = rest.partition(f"<!-- end of {name} -->")
         text = f"{before}<!-- {name}: made by make docs -->\n{content}\n<!-- end of {name} -->{after}"

@@ -104,12 +104,38 @@ def benchmarks(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"{note}On {machine(found)}, by `python benchmarks/llm.py`."])
 
 
+def peer_trl(found: dict[str, Any]) -> str:
+    """The same training by Limbeck and by TRL."""
+    parts = []
+    for kind, job in found.items():
+        rows = [["", "tokens a second", "over TRL's", "peak memory above the weights", "over TRL's"]]
+        rates, peaks = job["tokens per second"], job["peak bytes above the weights"]
+        for side, rate in rates.items():
+            peer = "trl, checkpointing" if side.endswith("checkpointing") else "trl"
+            cells = ["", _range(job["speed"].get(f"{side} over {peer}"), "x")]
+            cells += ["", _range(job["memory"].get(f"{side} over {peer}"), "x")]
+            cells[0] = f"{rate['median']:,.0f}"
+            cells[2] = f"{peaks[side]['median'] / 1e6:,.0f} MB" if side in peaks else ""
+            rows.append([side, *cells])
+        options, told, versions = job["options"], job["job"], job["versions"]
+        parts.append(
+            f"**{kind.capitalize()}**\n\n{_markdown(rows)}\n\n{told['student']['layers']} layers of "
+            f"{told['teacher']['name']}, updates of {options['batch']} examples of up to {options['length']} tokens, "
+            f"of which {told['predicted'] / sum(told['tokens']):.0%} are to be predicted; medians of "
+            f"{options['rounds']} rounds of one interleaved run, ratios with their range. The losses of both sides "
+            f"differ by {job['largest difference of losses']:.0e} at most. TRL {versions['trl']}, transformers "
+            f"{versions['transformers']}, on {machine(job)}, by `python benchmarks/peer_trl.py`."
+        )
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "words": words,
     "language-students": students,
     "label-rules": label_rules,
     "text-rules": text_rules,
     "llm": benchmarks,
+    "peer-trl": peer_trl,
 }
 FILES = {"label-rules": "rules", "text-rules": "rules"}
 """The file of results where it has another name than the table."""
@@ -132,6 +158,12 @@ def _half(figure: dict[str, Any], scale: float, digits: int) -> str:
 
 def _span(figure: dict[str, Any], digits: int) -> str:
     return f"{figure['mean']:.{digits}f}{_half(figure, 1, digits)}"
+
+
+def _range(figure: dict[str, float] | None, unit: str) -> str:
+    if figure is None:
+        return ""
+    return f"{figure['median']:.2f}{unit} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 
 def _percent(figure: dict[str, Any]) -> str:

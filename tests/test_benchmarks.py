@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutput
 import limbeck
 from limbeck.errors import InputError
 from limbeck.evaluation.benchmark_files import BENCHMARKS
-from limbeck.evaluation.generation_speed import measure_generation
+from limbeck.evaluation.generation_speed import generation_speed, measure_generation
 from limbeck.evaluation.harness import draw, plan_benchmarks, retention
 
 STORY = {f"InputSentence{n}": f"the actor was {word}." for n, word in enumerate(("short", "long", "old", "new"), 1)}
@@ -563,6 +563,21 @@ def test_memory_grows_with_what_is_held(tokenizer: Any) -> None:
 def test_more_tokens_than_positions_are_refused(model: Any, settings: dict[str, int], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         measure_generation({"m": model}, **settings)
+
+
+def test_a_report_times_generation_in_a_few_tokens_even_where_positions_are_few(model: Any) -> None:
+    torch.manual_seed(0)
+    short = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=20, n_embd=8, n_layer=1, n_head=1))
+    lengths = []
+    model_handle = model.register_forward_hook(lambda _, args, kwargs, __: lengths.append(args), with_kwargs=True)
+    both = generation_speed({"student": model, "teacher": short})
+    alone = generation_speed({"student": model})
+    model_handle.remove()
+    assert [(each["prompt_tokens"], each["new_tokens"]) for each in both.values()] == [(10, 10)] * 2
+    assert (alone["student"]["prompt_tokens"], alone["student"]["new_tokens"]) == (64, 16)
+    assert len(lengths) == 5 * (10 + 16)  # to get ready, for memory, and three that are timed
+    assert alone["student"]["precision"] == "float32"
+    assert alone["student"]["new_tokens_per_second"]["median"] > 0
 
 
 # --- the paper's tables -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from conftest import make_causal, make_chat_tokenizer
 from datasets import Dataset
 
 from limbeck.errors import InputError
-from limbeck.tasks.causal_lm import CausalBatches, encode_chat, encode_text
+from limbeck.tasks.causal_lm import CausalBatches, causal_inputs, encode_chat, encode_text
 
 LINES = ["the soup was cold", "a long night", "bread", "the hotel seemed very old and the staff rather quiet"]
 TALK = [
@@ -102,6 +102,19 @@ def test_each_position_predicts_the_next_token_and_padding_none(tokenizer):
     for number, example in enumerate(examples):
         mine = batch["targets"][[row == number for row in rows]]
         assert mine.tolist() == example["input_ids"][example["first"] :]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_padding_changes_nothing_before_it_although_models_are_told_of_none(kind, tokenizer):
+    model = make_causal(tokenizer, kind).eval()
+    examples = [*encode_chat(chat(TALK, TALK[1:]), tokenizer, 64)]
+    assert len({len(example["input_ids"]) for example in examples}) == 2
+    batch = CausalBatches(tokenizer)(examples)
+    with torch.no_grad():
+        together = model(**causal_inputs(batch)).logits
+        for row, example in enumerate(examples):
+            alone = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
+            torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_the_loss_is_transformers_own(tokenizer):

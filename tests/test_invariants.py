@@ -32,7 +32,7 @@ from transformers import (
 
 from limbeck import hardware, opening
 from limbeck import run as run_room
-from limbeck.anatomy import Capture, WordsAt, shape_of
+from limbeck.anatomy import Capture, WordsAt, layer_list, shape_of
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import Splits
 from limbeck.evaluation import evaluate_models
@@ -218,6 +218,28 @@ def test_more_padding_changes_no_total_and_no_count(system):
     for name, total in short.items():
         assert total > 0.1, name
         assert long[name].item() == pytest.approx(total.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize(("system", "drop"), [*((system, 0.0) for system in SYSTEMS), ("distilbert", 0.4)])
+def test_layers_that_are_computed_once_more_change_no_student(system, drop, tmp_path):
+    """With dropout, which draws the same the second time, and with layers left out."""
+    teacher, stage = word_model(5), {"name": "s", "objectives": SYSTEMS[system]}
+    start = word_model(1, num_hidden_layers=2, **(NARROW if system in ("tinybert", "minilmv2") else {}))
+    students, passes = {}, {}
+    for wanted in (False, True):
+        student, passes[wanted] = a_copy(start), 0
+
+        def count(module: torch.nn.Module, _: Any, wanted: bool = wanted) -> None:
+            passes[wanted] += module.training
+
+        layer_list(student.model)[1][0].attention.register_forward_pre_hook(count)
+        settings = {"gradient_checkpointing": wanted, "layer_drop": drop}
+        train(tmp_path / str(wanted), student, [stage], Teaching(general=teacher), "text", **settings)
+        students[wanted] = weights(student.model)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in student.model.modules())
+        assert not student.model.get_input_embeddings()._forward_hooks
+    assert passes[True] == 2 * passes[False] > 0
+    assert same(students[False], students[True])
 
 
 # --- DistilBERT -------------------------------------------------------------------------------------------------------

@@ -389,6 +389,11 @@ def staged(**stage: Any) -> dict[str, Any]:
             )
             for name in ("attention", "relations")
         ),
+        (
+            staged(objectives={"soft_targets": 1}, training={"gradient_checkpointing": True, "dropout": False}),
+            "stage 'a' has gradient_checkpointing with dropout off, which turns both off; set dropout to true, which "
+            "changes nothing where the student's configuration has none",
+        ),
         *(
             (
                 staged(progressive=True, objectives={"hidden": 1, name: 1}),

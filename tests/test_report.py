@@ -401,6 +401,41 @@ def test_speeds_are_told_with_their_terms():
     assert speed_terms(bare()) is None
 
 
+def generating() -> dict:
+    """A run of a causal language model."""
+    metrics = bare()
+    for name, rate in (("teacher", 20.0), ("student", 38.5)):
+        spread = {"median": rate, "low": 0.9 * rate, "high": 1.1 * rate}
+        metrics[name]["speed"] = {
+            "new_tokens_per_second": spread,
+            "prompt_tokens_per_second": {end: 15 * value for end, value in spread.items()},
+            "peak_bytes": {"median": 12e6, "low": 11e6, "high": 13e6},
+            "prompt_tokens": 64,
+            "new_tokens": 16,
+            "batch_size": 1,
+            "threads": 2,
+            "precision": "float32",
+        }
+    return metrics
+
+
+def test_generation_is_told_in_tokens_per_second():
+    metrics = generating()
+    assert "at 61 % of its size and 1.9x its speed" in verdict(metrics)
+    assert speed_terms(metrics) == (
+        "Tokens per second are medians of 16 tokens generated after a prompt of 64, one text at a time; memory is the "
+        "most above the weights; 2 threads; float32; speed-up is the model's new tokens per second over the teacher's."
+    )
+    shown = {column.title: [cell.text for cell in column.cells] for column in headline(metrics)}
+    assert shown["New tokens/s"] == ["20.0", "38.5"]
+    assert shown["Prompt tokens/s"] == ["300", "578"]
+    assert shown["Memory (MB)"] == ["12.0", "12.0"]
+    assert "Latency (ms)" not in shown
+    assert all(word in printed(metrics) for word in ("Tokens/s", "prompt 578", "12.0 MB"))
+    metrics["teacher"]["speed"]["peak_bytes"] = metrics["student"]["speed"]["peak_bytes"] = None
+    assert "Memory (MB)" not in {column.title for column in headline(metrics)}
+
+
 def test_comparison_says_what_the_test_set_cannot_tell():
     metrics = full()
     below = comparison(metrics, "teacher")

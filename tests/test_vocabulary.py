@@ -6,14 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_causal, make_chat_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainingArguments
 
 from limbeck.anatomy import StatesAt, VocabularyHead, check_head
 from limbeck.errors import InputError
 from limbeck.knowledge.formats import Format, pack, unpack
 from limbeck.objectives import NextToken, SoftTargets, vocabulary
+from limbeck.objectives.known_gradient import with_gradients
 from limbeck.recipe import terms
+from limbeck.signals import Signals
 from limbeck.tasks import Task
 from limbeck.tasks.causal_lm import CausalBatches
+from limbeck.training import DistillationTrainer
 
 TOKENIZER = make_chat_tokenizer()
 TASK = Task("causal-lm", tuple(map(str, range(len(TOKENIZER)))))
@@ -196,3 +201,66 @@ def test_a_head_that_does_more_is_refused():
         check_head(model, "odd")
     with pytest.raises(InputError, match="no linear head"):
         VocabularyHead(model.model)
+
+
+def test_a_loss_with_known_gradients_is_used_up_by_its_backward_pass():
+    at, gradient = torch.ones(3, requires_grad=True), torch.tensor([1.0, 2.0, 3.0])
+    loss = with_gradients(torch.tensor(5.0), [at], [gradient])
+    (2 * loss).backward(retain_graph=True)
+    assert at.grad.tolist() == [2.0, 4.0, 6.0]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+class Waiting(TorchDispatchMode):
+    """Notes what would make a GPU's host wait: a tensor's size or value that depends on what was computed.
+
+    What transformers does within the model's body is its own matter.
+    """
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.ours = True
+        body.register_forward_pre_hook(lambda *_: setattr(self, "ours", False))
+        body.register_forward_hook(lambda *_: setattr(self, "ours", True))
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        masks = [m for m in args[1] if m is not None] if name.startswith(("aten.index.", "aten.index_put")) else []
+        if self.ours and ("nonzero" in name or "local_scalar" in name or any(m.dtype == torch.bool for m in masks)):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["head_and_tail", "dense"])
+def test_a_training_step_never_waits_for_the_device(kind, tmp_path):
+    model, batch = make_causal(TOKENIZER).train(), a_batch()
+    t = torch.randn(len(batch["targets"]), len(TOKENIZER), generator=torch.Generator().manual_seed(3)) * 2
+    sizes = (6, 5) if kind == "head_and_tail" else (0, 0)
+    form = Format(kind, *sizes, 16, len(TOKENIZER), 1.5)
+    kept = pack(t, form, torch.rand(len(t), 5, generator=torch.Generator().manual_seed(4))[:, : sizes[1]])
+
+    class Kept:
+        def signals(self, batch):
+            return Signals(at_words=self)
+
+        def words(self, some: slice):
+            return unpack(kept[some], form)
+
+    stop, loss = StatesAt(model), a_loss("kl")
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer = DistillationTrainer(
+        terms=loss, source=Kept(), words=stop, model=model, args=arguments, data_collator=CausalBatches(TOKENIZER)
+    )
+    _, counts = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    assert counts.tolist() == [len(t)] * 2
+    with Waiting(model.base_model) as waiting:
+        value = trainer.compute_loss(model, batch, num_items_in_batch=counts)
+        value.backward()
+    stop.close()
+    trainer.capture.close()
+    assert waiting.seen == []
+    expected, whole = chunked(model, batch, loss, Kept())
+    assert value.item() == pytest.approx(whole.item(), rel=1e-6)
+    assert trainer._sums.tolist() == pytest.approx((expected / counts).tolist(), rel=1e-6)

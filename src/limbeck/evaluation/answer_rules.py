@@ -21,9 +21,8 @@ from limbeck.progress import say
 from limbeck.rules.answers import AnswerRules, Held
 from limbeck.rules.labels import CERTAIN
 from limbeck.rules.tokens import RulesProcessor
-from limbeck.tasks.causal_lm import CausalBatches
+from limbeck.tasks.causal_lm import CausalBatches, causal_inputs
 from limbeck.tasks.task import Array
-from limbeck.tasks.text import model_inputs
 
 PROMPTS = 64
 """Test prompts that are answered: each token of an answer is a forward pass, of every model."""
@@ -164,7 +163,7 @@ def _read(
             held = Held(ready, [each["prompt"] for each in examples], answers)
             for name, stop in stops.items():
                 stop.positions = batch["positions"]
-                models[name].model(**model_inputs(batch), use_cache=False)
+                models[name].model(**causal_inputs(batch))
                 states = stop.take()
                 for part in chunks(len(states), stop.head):
                     logits = stop.head(states[part])[:, :vocabulary]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +11,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from limbeck.errors import InputError
+from limbeck.evaluation.memory import PeakMemory
 
 PROMPT_TOKENS, NEW_TOKENS, BATCHES, ROUNDS, MEMORY_ROUNDS = 128, 64, (1, 8), 5, 3
+REPORT_PROMPT, REPORT_NEW, REPORT_ROUNDS = 64, 16, 3
+"""A report's generation: a few seconds a model."""
 
 
 class _Clock(StoppingCriteria):
@@ -37,6 +37,7 @@ def measure_generation(
     new_tokens: int = NEW_TOKENS,
     batches: tuple[int, ...] = BATCHES,
     rounds: int = ROUNDS,
+    memory_rounds: int = MEMORY_ROUNDS,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Time greedy generation of a fixed number of tokens after random prompts, with `generate` and its cache.
@@ -50,12 +51,13 @@ def measure_generation(
         new_tokens: tokens made for each prompt, 2 or more; the end of the text is not among them.
         batches: numbers of prompts at a time.
         rounds: repetitions, after one that is not counted.
+        memory_rounds: repetitions by which memory is measured, not timed.
         seed: fixes the prompts.
 
     Returns:
         By model and then by batch size (`batch_1`, ...): `prompt_tokens_per_second` (all prompts, until the first new
         token is there), `new_tokens_per_second` (all rows, the tokens after the first) and `peak_bytes` (the most
-        memory above the weights at any time of a run, over three runs that are not timed: allocated by PyTorch on
+        memory above the weights at any time of a run, over the runs that are not timed: allocated by PyTorch on
         CUDA, resident on the CPU under Linux, None elsewhere), each with `median`, `low` and `high` (the extremes).
 
     Raises:
@@ -83,7 +85,7 @@ def measure_generation(
     peaks: dict[tuple[str, int], list[int | None]] = {case: [] for case in cases}
     for name, size in cases:
         _run(models[name], prompts[name, size], new_tokens)  # the first run allocates and picks kernels
-    for _ in range(MEMORY_ROUNDS):
+    for _ in range(memory_rounds):
         for name, size in cases:
             peaks[name, size].append(_peak(models[name], prompts[name, size], new_tokens))
     for turn in range(rounds):
@@ -98,6 +100,33 @@ def measure_generation(
             "peak_bytes": None if None in peaks[name, size] else _spread(np.array(peaks[name, size])),
         }
     return found
+
+
+def generation_speed(models: dict[str, PreTrainedModel]) -> dict[str, dict[str, Any]]:
+    """What a report says of the models' speed: `measure_generation`, short and one prompt at a time.
+
+    Models of few positions get a shorter prompt, all the same.
+
+    Returns:
+        By model: `prompt_tokens_per_second`, `new_tokens_per_second` and `peak_bytes` as `measure_generation` gives
+        them; `prompt_tokens`, `new_tokens`, `batch_size`, `threads`, `precision`.
+    """
+    positions = [getattr(model.config, "max_position_embeddings", None) for model in models.values()]
+    room = min((each for each in positions if each), default=REPORT_PROMPT + REPORT_NEW)
+    new = max(2, min(REPORT_NEW, room // 2))
+    prompt = max(1, min(REPORT_PROMPT, room - new))
+    found = measure_generation(models, prompt, new, (1,), REPORT_ROUNDS, 1)
+    return {
+        name: {
+            **found[name]["batch_1"],
+            "prompt_tokens": prompt,
+            "new_tokens": new,
+            "batch_size": 1,
+            "threads": torch.get_num_threads(),
+            "precision": str(model.dtype).removeprefix("torch."),
+        }
+        for name, model in models.items()
+    }
 
 
 def _run(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float]:
@@ -122,24 +151,9 @@ def _run(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tupl
 
 def _peak(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> int | None:
     """Bytes above what is held before, at the highest."""
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _run(model, prompts, new_tokens)
-        return torch.cuda.max_memory_allocated() - before
-    counted = model.device.type == "cpu" and sys.platform == "linux"
-    if counted:
-        ctypes.CDLL(None).malloc_trim(0)  # free memory that the process still holds would hide what a run takes
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
-        before = _status("VmRSS")
+    memory = PeakMemory(model.device)
     _run(model, prompts, new_tokens)
-    return max(_status("VmHWM") - before, 0) if counted else None
-
-
-def _status(field: str) -> int:
-    """A field of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+    return memory.read()
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

@@ -16,15 +16,16 @@ from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint
 from limbeck.evaluation import quality as q
 from limbeck.evaluation.answer_rules import add_answer_rules
 from limbeck.evaluation.evaluate import SHOWN
+from limbeck.evaluation.generation_speed import generation_speed
 from limbeck.evaluation.statistics import figure, interval, paired_test, resamples, sums, token_means
 from limbeck.objectives.vocabulary import chunks
 from limbeck.progress import say
 from limbeck.recipe.schema import Evaluation
 from limbeck.rules.answers import AnswerRules
 from limbeck.tasks import Task
-from limbeck.tasks.causal_lm import CausalBatches
+from limbeck.tasks.causal_lm import CausalBatches, causal_inputs
 from limbeck.tasks.task import Array
-from limbeck.tasks.text import length_sorted_batches, model_inputs
+from limbeck.tasks.text import length_sorted_batches
 
 BATCH = 8
 CONTEXT = 24
@@ -47,14 +48,15 @@ def evaluate_language(
             another tokenizer is left out: its tokens are not the student's.
         test: examples of `limbeck.tasks.causal_lm` in the student's tokens.
         task: whose labels are the vocabulary.
-        settings: resamples.
+        settings: resamples, whether to time generation.
         seed: of the resamples, over examples.
         rules: also measure the models' answers under them; `test` then has a column `prompt`.
 
     Returns:
         As `evaluate_models`. `quality` has `accuracy` (the share of tokens that were likeliest) and `perplexity`;
         `fidelity` the share of tokens on which a model and the teacher have the same likeliest one, and the mean
-        KL(teacher || model) in nats a token, over the tokens of the tokenizer.
+        KL(teacher || model) in nats a token, over the tokens of the tokenizer. `speed` is about generating, of all
+        models but the baseline, which is built like the student.
     """
     tokenizer = models["student"].tokenizer
     teacher = models.get("teacher")
@@ -92,6 +94,10 @@ def evaluate_language(
             }
     if rules is not None:
         add_answer_rules(measured, rules, models, test, task.outputs, settings.resamples, seed)
+    if settings.speed:
+        timed = {name: checkpoint.model for name, checkpoint in models.items() if name != "baseline"}
+        for name, speed in generation_speed(timed).items():
+            measured[name]["speed"] = speed
     measured["comparisons"] = _comparisons(where, said, measured, values, len(test))
     measured["disagreements"] = _disagreements(test, where, said, tokenizer)
     return measured
@@ -114,7 +120,7 @@ def _read(models: dict[str, Checkpoint], test: Dataset, vocabulary: int) -> tupl
             states = {}
             for name, stop in stops.items():
                 stop.positions = batch["positions"]
-                models[name].model(**model_inputs(batch), use_cache=False)
+                models[name].model(**causal_inputs(batch))
                 states[name] = stop.take()
             for some in chunks(len(batch["targets"]), stops["student"].head):
                 teacher = None

@@ -24,8 +24,8 @@ from limbeck.knowledge.store import VERSION, Request, Verified, head_of, shard_n
 from limbeck.rules.answers import Held
 from limbeck.rules.tokens import TokenRules
 from limbeck.signals import Signals, SparseWords
-from limbeck.tasks.causal_lm import CausalBatches
-from limbeck.tasks.text import length_sorted_batches, model_inputs
+from limbeck.tasks.causal_lm import CausalBatches, causal_inputs
+from limbeck.tasks.text import length_sorted_batches
 
 _FEATURES = Features({"input_ids": List(Value("int32")), "first": Value("int32"), "words": Value("large_binary")})
 SHARD_BYTES = 2**25
@@ -149,7 +149,9 @@ class WordStore(Verified):
         flat = np.concatenate(parts).reshape(-1, self.format.width)
         if len(flat) != len(batch["positions"]):
             raise RuntimeError(f"{len(flat)} words are kept of examples with {len(batch['positions'])}")
-        return Signals(at_words=_Kept(torch.from_numpy(flat).to(batch["positions"].device), self.format))
+        return Signals(
+            at_words=_Kept(torch.from_numpy(flat).to(batch["positions"].device, non_blocking=True), self.format)
+        )
 
 
 class _Kept:
@@ -180,9 +182,9 @@ def _ask(
         for rows, batch_of in length_sorted_batches(examples, batch_size):
             batch = collate(batch_of)
             stop.positions = batch["positions"].to(device)
-            inputs = {name: tensor.to(device) for name, tensor in model_inputs(batch).items()}
+            batch["input_ids"] = batch["input_ids"].to(device)
             with hardware.autocast(precision):
-                model(**inputs, use_cache=False)
+                model(**causal_inputs(batch))
             states = stop.take()
             sizes = [len(each["input_ids"]) - each["first"] for each in batch_of]
             draws = [

@@ -61,7 +61,7 @@ def distance(
         t = F.pad(t, (0, s.shape[-1] - width), value=_NEVER) if width < s.shape[-1] else t
     else:
         s = s[:, :width]
-    return scale * _between((t / temperature).log_softmax(-1), (s / temperature).log_softmax(-1), form, beta)
+    return scale * _between(_at(t, temperature).log_softmax(-1), _at(s, temperature).log_softmax(-1), form, beta)
 
 
 def _between(p: torch.Tensor, q: torch.Tensor, form: str, beta: float) -> torch.Tensor:
@@ -80,11 +80,15 @@ def _between(p: torch.Tensor, q: torch.Tensor, form: str, beta: float) -> torch.
     return beta * forward + (1 - beta) * reverse
 
 
+def _at(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1 else logits / temperature  # a division by 1 would copy a vocabulary's logits
+
+
 def _sparse(s: torch.Tensor, t: SparseWords, form: str, temperature: float, beta: float) -> torch.Tensor:
     if t.temperature != temperature:
         raise ValueError(f"the words were kept at temperature {t.temperature:g}, the loss is at {temperature:g}")
     head = t.logs.shape[-1]
-    scaled = s if temperature == 1 else s / temperature
+    scaled = _at(s, temperature)
     kept = scaled.gather(-1, t.ids)
     partition = scaled.logsumexp(-1)
     if form in ("kl", "cross-entropy") and t.drawn:

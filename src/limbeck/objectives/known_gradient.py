@@ -31,4 +31,5 @@ class _Known(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = ctx.saved_tensors  # type: ignore[attr-defined]
-        return (None, *(gradient * scale.to(gradient.dtype) for gradient in gradients), *[None] * len(gradients))
+        # In place: a head's gradient is as large as the head, and autograd refuses a second pass over what was changed.
+        return (None, *(gradient.mul_(scale.to(gradient.dtype)) for gradient in gradients), *[None] * len(gradients))

@@ -32,7 +32,7 @@ class PolicyGradient:
 
     def count(self, batch: Batch) -> torch.Tensor:
         """The tokens of its own answers."""
-        return torch.tensor(len(batch["targets"]) if "own" in batch else 0, device=batch["targets"].device)
+        return torch.full((), len(batch["targets"]) if "own" in batch else 0, device=batch["targets"].device)
 
     def total(self, student: Signals, teacher: Signals | None, batch: Batch) -> torch.Tensor:
         """The loss summed over those tokens."""

@@ -65,7 +65,7 @@ class SoftTargets:
         if self.positions == "masked":
             return (batch["targets"] != -100).sum()
         if self.kind in ("masked-lm", "causal-lm"):
-            return torch.tensor(len(batch["positions"]), device=batch["positions"].device)
+            return torch.full((), len(batch["positions"]), device=batch["positions"].device)
         return examples(batch)
 
     def total(self, student: Signals, teacher: Signals | None, batch: Batch) -> torch.Tensor:

@@ -77,7 +77,7 @@ def need_teacher(teacher: Signals | None, name: str) -> Signals:
 
 def examples(batch: Batch) -> torch.Tensor:
     """The number of examples, a scalar."""
-    return torch.tensor(len(batch["row"]), device=batch["row"].device)
+    return torch.full((), len(batch["row"]), device=batch["row"].device)  # a filled tensor waits for no device
 
 
 def valid(batch: Batch) -> torch.Tensor:

@@ -165,6 +165,11 @@ def _check_layers(recipe: Recipe, stage: Stage) -> None:
     given, training = stage.objectives, recipe.training_of(stage)
     if training.layer_drop and not training.dropout:
         raise ValueError(f"stage '{stage.name}' has layer_drop with dropout off, which turns both off; set one of them")
+    if training.gradient_checkpointing and not training.dropout:
+        raise ValueError(
+            f"stage '{stage.name}' has gradient_checkpointing with dropout off, which turns both off; set dropout to "
+            "true, which changes nothing where the student's configuration has none"
+        )
     if training.layer_drop and (given.attention or given.relations):
         raise ValueError(
             f"stage '{stage.name}' has layer_drop, and the attention of a layer left out cannot be learnt from; "

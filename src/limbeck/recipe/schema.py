@@ -232,6 +232,9 @@ class Training(Section):
     """The chance of each layer to be skipped in a training step (LayerDrop)."""
     dropout: bool = True
     """The student's own dropout. Off where it must follow the teacher exactly."""
+    gradient_checkpointing: bool = False
+    """Keep what each layer reads alone for the backward pass and compute the rest of it once more there: less memory,
+    longer steps, the same gradient."""
     report_to: list[str] = []
     """Trackers to report to, by their names in transformers: `tensorboard`, `wandb`, `mlflow`, ..."""
 
@@ -288,7 +291,8 @@ class Evaluation(Section):
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples behind every interval."""
     speed: bool = True
-    """Measure latency and throughput, all models in turn."""
+    """Measure latency and throughput, of a causal-lm the tokens per second and memory of generating, all models in
+    turn."""
     examples: Count = 500
     """causal-lm: the examples of the test split that are measured, drawn at random where there are more; half as many
     watch the training."""

@@ -22,7 +22,18 @@ from limbeck.report.numbers import (
     times,
     title,
 )
-from limbeck.report.table import Cell, Metrics, get, main_metric, models, name_of, number, quality_cell, speed_up
+from limbeck.report.table import (
+    NEW_TOKENS,
+    Cell,
+    Metrics,
+    get,
+    main_metric,
+    models,
+    name_of,
+    number,
+    quality_cell,
+    speed_up,
+)
 
 LABEL_RULES_NOTE = (
     "Shares of all test examples. The models as they are, here and in every other table, answer without the rules. A "
@@ -77,10 +88,11 @@ def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
         tiles.append((rough_percent(student / teacher), "of the teacher's size", detail))
     faster = speed_up(metrics, "student")
     if faster:
-        before, after = (number(metrics, name, "speed", "latency_ms_p50") or 0.0 for name in ("teacher", "student"))
-        tiles.append(
-            (times(faster), "the teacher's speed", f"{significant(before)} to {significant(after)} ms an example")
-        )
+        generated = number(metrics, "student", *NEW_TOKENS) is not None
+        key = NEW_TOKENS if generated else ("speed", "latency_ms_p50")
+        unit = "new tokens/s" if generated else "ms an example"
+        before, after = (significant(number(metrics, name, *key) or 0.0) for name in ("teacher", "student"))
+        tiles.append((times(faster), "the teacher's speed", f"{before} to {after} {unit}"))
     gain = get(metrics, "comparisons", "student_vs_baseline")
     value = number(metrics, "comparisons", "student_vs_baseline", "difference", "value")
     if gain and value is not None:

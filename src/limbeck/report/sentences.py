@@ -127,14 +127,22 @@ def speed_terms(metrics: Metrics) -> str | None:
     speeds = {name: metrics[name]["speed"] for name in models(metrics) if metrics[name].get("speed")}
     if not speeds:
         return None
-    parts = ["Latency is the median for one example at a time"]
+    parts, by = ["Latency is the median for one example at a time"], "the teacher's latency over the model's"
+    told = next(iter(speeds.values()))
+    if "new_tokens" in told:
+        parts = [
+            f"Tokens per second are medians of {told['new_tokens']} tokens generated after a prompt of "
+            f"{told['prompt_tokens']}, one text at a time; memory is the most above the weights"
+        ]
+        speeds = {name: {**speed, "batch_size": None} for name, speed in speeds.items()}
+        by = "the model's new tokens per second over the teacher's"
     for key, words in (("batch_size", "throughput at batch size {}"), ("threads", "{} threads"), ("precision", "{}")):
         values = {name: speed[key] for name, speed in speeds.items() if speed.get(key) is not None}
         if values:
             usual = Counter(values.values()).most_common(1)[0][0]
             others = [f"{name_of(metrics, name)}: {value}" for name, value in values.items() if value != usual]
             parts.append(words.format(usual) + (f" ({', '.join(others)})" if others else ""))
-    note = "speed-up is the teacher's latency over the model's" if "teacher" in speeds else ""
+    note = f"speed-up is {by}" if "teacher" in speeds else ""
     return "; ".join([*parts, note] if note else parts) + "."
 
 

@@ -26,10 +26,24 @@ NAMES = {
 """The models of a run in the order in which they are shown."""
 
 
+NEW_TOKENS = ("speed", "new_tokens_per_second", "median")
+
 # What a terminal shows under what, the heading that the two share, and the units that the heading then lacks.
-_UNDER = {"Agreement": "KL", "Parameters": "Size (MB)", "Latency (ms)": "Examples/s"}
-_HEADS = {"Parameters": "Size", "Latency (ms)": "Speed"}
-_UNITS = {"KL": "KL {}", "Size (MB)": "{} MB", "Latency (ms)": "{} ms", "Examples/s": "{} /s"}
+_UNDER = {
+    "Agreement": "KL",
+    "Parameters": "Size (MB)",
+    "Latency (ms)": "Examples/s",
+    "New tokens/s": "Prompt tokens/s",
+}
+_HEADS = {"Parameters": "Size", "Latency (ms)": "Speed", "New tokens/s": "Tokens/s", "Memory (MB)": "Memory"}
+_UNITS = {
+    "KL": "KL {}",
+    "Size (MB)": "{} MB",
+    "Latency (ms)": "{} ms",
+    "Examples/s": "{} /s",
+    "Prompt tokens/s": "prompt {}",
+    "Memory (MB)": "{} MB",
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,10 @@ def number(metrics: Metrics, *keys: str) -> float | None:
 
 
 def speed_up(metrics: Metrics, model: str) -> float | None:
-    """How many times the teacher's speed: the ratio of the median latencies of one example."""
+    """How many times the teacher's speed, by the median latency of one example or by the tokens generated a second."""
     teacher, own = (number(metrics, name, "speed", "latency_ms_p50") for name in ("teacher", model))
+    if not (teacher and own):
+        own, teacher = (number(metrics, name, *NEW_TOKENS) for name in ("teacher", model))
     return teacher / own if teacher and own else None
 
 
@@ -104,6 +120,9 @@ def headline(metrics: Metrics) -> list[Column]:
     def own(write: Callable[[float], str], *keys: str) -> Callable[[str], Cell]:
         return lambda model: _cell(number(metrics, model, *keys), write)
 
+    def rate(value: float) -> str:
+        return count(value) if value >= 1e4 else significant(value)
+
     columns: list[tuple[str, bool, Callable[[str], Cell]]] = [
         (title(metric), True, quality),
         ("Perplexity", True, lambda model: quality_cell(metrics, model, "perplexity")),
@@ -114,11 +133,10 @@ def headline(metrics: Metrics) -> list[Column]:
         ("Parameters", True, own(count, "size", "parameters")),
         ("Size (MB)", True, own(lambda size: significant(size / 1e6), "size", "bytes")),
         ("Latency (ms)", True, own(significant, "speed", "latency_ms_p50")),
-        (
-            "Examples/s",
-            True,
-            own(lambda rate: count(rate) if rate >= 1e4 else significant(rate), "speed", "throughput"),
-        ),
+        ("Examples/s", True, own(rate, "speed", "throughput")),
+        ("New tokens/s", True, own(rate, *NEW_TOKENS)),
+        ("Prompt tokens/s", True, own(rate, "speed", "prompt_tokens_per_second", "median")),
+        ("Memory (MB)", True, own(lambda size: significant(size / 1e6), "speed", "peak_bytes", "median")),
         ("Speed-up", True, lambda model: _cell(speed_up(metrics, model), times)),
     ]
     shown = [

@@ -163,6 +163,15 @@ class CausalBatches:
         }
 
 
+def causal_inputs(batch: Batch) -> dict[str, Any]:
+    """What a causal language model is called with in training, labelling and evaluation.
+
+    There is no attention mask: padding stands at the end, where no token that counts looks. With one the attention of
+    padded batches would take slower kernels.
+    """
+    return {"input_ids": batch["input_ids"], "use_cache": False}
+
+
 def _examples(pieces: list[Array], firsts: list[int] | None = None) -> dict[str, list[Any]]:
     return {"input_ids": pieces, "first": firsts or [1] * len(pieces), "length": [len(piece) for piece in pieces]}
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from limbeck import hardware
 from limbeck.anatomy import Capture, StatesAt, VocabularyHead, WordsAt
 from limbeck.signals import Signals, Wanted
+from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import Batch, model_inputs
 
 
@@ -29,7 +30,7 @@ class LiveTeacher:
         self.capture = Capture(self.model, wanted)
         self.precision = precision
         self._words: WordsAt | StatesAt | None = StatesAt(self.model) if causal and wanted.logits else None
-        self._options = {"use_cache": False} if causal else {}
+        self._inputs = causal_inputs if causal else model_inputs
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> Signals:
@@ -38,7 +39,7 @@ class LiveTeacher:
             self._words = self._words or WordsAt(self.model)
             self._words.positions = batch["positions"]
         with hardware.autocast(self.precision):
-            output = self.model(**model_inputs(batch), **self._options)
+            output = self.model(**self._inputs(batch))
         if self._words is not None:
             self._words.positions = None  # whoever runs the model otherwise gets all of it
         if not isinstance(self._words, StatesAt):

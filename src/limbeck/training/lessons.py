@@ -143,6 +143,11 @@ def plan_stages(
     shape, stored, features = shape_of(student.model), False, set[int]()
     stages = [stage for stage in recipe.stages if on_text is None or stage.on_text == on_text]
     for phase in phases_of(stages, recipe, shape.layers):
+        if recipe.training_of(phase.stage).gradient_checkpointing and not student.model.supports_gradient_checkpointing:
+            raise InputError(
+                f"a {type(student.model).__name__} cannot compute its layers once more; set "
+                "training.gradient_checkpointing to false, or give a student of another architecture"
+            )
         if phase.stage.keep is not None:
             shape = replace(shape, layers=len(kept_layers(phase.stage, shape.layers)))
         teacher = general if phase.stage.on_text else next(iter(teachers), None)

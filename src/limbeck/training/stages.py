@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def _train(
         extra_weights(model, lesson.terms),
         only_layer(model, phase.only),
         drop_layers(model, training.layer_drop),
+        recomputed(model, training.gradient_checkpointing),
     ):
         trainer = trainer_for(lesson, phase, recipe, task, checkpoint, workplace)
         resumed = last_checkpoint(workplace)
@@ -216,6 +218,23 @@ def extra_weights(model: PreTrainedModel, terms: Sequence[Term]) -> Iterator[Non
     finally:
         if own:
             delattr(model, TERMS_MODULE)
+
+
+@contextmanager
+def recomputed(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Keep what each layer reads alone for the backward pass, which computes the rest once more."""
+    if not wanted:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers before 5.23 has no other names
+        # The reentrant way would lose the gradient of what hooks keep of a layer; it alone needs the embeddings' hook.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.disable_input_require_grads()
+        try:
+            yield
+        finally:
+            model.gradient_checkpointing_disable()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from limbeck.anatomy import Capture, StatesAt, WordsAt
 from limbeck.objectives import PolicyGradient, Term
 from limbeck.objectives.vocabulary import over_vocabulary, word_scores
 from limbeck.signals import Signals, SignalSource, Wanted, WordSource
+from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import Batch, model_inputs
 from limbeck.training.on_policy import OwnAnswers, advantages
 
@@ -83,6 +84,7 @@ class DistillationTrainer(Trainer):
         self.eval_collator = eval_collator or self.data_collator
         self.loss_is_scaled_for_ga = True
         self._sums: torch.Tensor | None = None
+        self._weights: torch.Tensor | None = None
         self._batches = 0
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:  # noqa: ANN401
@@ -109,9 +111,9 @@ class DistillationTrainer(Trainer):
         update = self.state.global_step
         if self.own_answers is not None and self.own_answers.wanted(update):
             batches = [self._answered(batch, update, number) for number, batch in enumerate(batches)]
-        counts = torch.zeros(len(self.terms), device=device)
-        for batch in batches:
-            counts += torch.stack([term.count(batch) for term in self.terms]).to(device)
+        found = [torch.stack([term.count(batch) for term in self.terms]).float() for batch in batches]
+        counts = torch.stack(found).sum(0) if found else torch.zeros(len(self.terms))
+        counts = counts.to(device, non_blocking=True)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         self._batches += bool(batches)
@@ -176,29 +178,33 @@ class DistillationTrainer(Trainer):
         counts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each term's share of its mean, float32 [terms] without a graph, and their weighted sum."""
-        scales = torch.tensor([term.weight for term in self.terms], device=counts.device) / counts
+        # Nothing here may wait for the device: no tensor is made of numbers, no boolean mask is an index.
+        if self._weights is None:
+            self._weights = torch.tensor([term.weight for term in self.terms], device=counts.device)
+        scales = (self._weights / counts).unbind()
         apart = isinstance(self.words, StatesAt)
-        at_words = [apart and term.student.logits for term in self.terms]
+        at_words = [number for number, term in enumerate(self.terms) if apart and term.student.logits]
         signals = self.capture.signals(None if apart else getattr(output, "logits", None))
-        totals = torch.zeros(len(self.terms), device=counts.device)
+        totals = list(torch.zeros(len(self.terms), device=counts.device).unbind())
         loss = torch.zeros((), device=counts.device)
         for number, term in enumerate(self.terms):
-            if not at_words[number]:
+            if number not in at_words:
                 total = term.total(signals, teacher, inputs)
                 totals[number] = total.detach()
                 loss = loss + scales[number] * total
         if isinstance(self.words, StatesAt):
             states = self.words.take()
-            if any(at_words):
-                chosen = torch.tensor(at_words, device=counts.device)
-                terms = [term for term, at in zip(self.terms, at_words, strict=True) if at]
+            if at_words:
+                terms = [self.terms[number] for number in at_words]
+                chosen = torch.stack([scales[number] for number in at_words])
                 source = teacher.at_words if teacher is not None else None
                 if "own" in inputs and self.own_answers is not None:
                     inputs = self._with_advantages(inputs, states, source)
-                each, some = over_vocabulary(terms, scales[chosen], states, self.words.head, source, inputs)
-                totals[chosen] = each
+                each, some = over_vocabulary(terms, chosen, states, self.words.head, source, inputs)
+                for number, total in zip(at_words, each.unbind(), strict=True):
+                    totals[number] = total
                 loss = loss + some
-        return totals / counts, loss
+        return torch.stack(totals) / counts, loss
 
     def prediction_step(
         self,
@@ -238,9 +244,9 @@ class DistillationTrainer(Trainer):
     def _forward(self, model: nn.Module, inputs: Batch) -> Any:  # noqa: ANN401
         if self.words is not None:
             self.words.positions = inputs["positions"]
-        options = {"use_cache": False} if isinstance(self.words, StatesAt) else {}
+        told = causal_inputs(inputs) if isinstance(self.words, StatesAt) else model_inputs(inputs)
         try:
-            return model(**model_inputs(inputs), **options)
+            return model(**told)
         finally:
             if self.words is not None:
                 self.words.positions = None

@@ -261,7 +261,10 @@ def test_rules_that_contradict_each_other_on_some_text_alone_are_refused_there()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": {"kind": "regression"}}, "rules are for classification and multi-label, and the task is regression"),
+        (
+            {"task": {"kind": "regression"}},
+            "rules are for classification, multi-label and causal-lm, and the task is regression",
+        ),
         ({"stages.distill.objectives.soft_targets.form": "mse"}, "rules change probabilities"),
     ],
 )

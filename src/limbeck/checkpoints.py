@@ -235,6 +235,12 @@ def max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wante
     return wanted or min(positions, int(tokenizer.model_max_length))
 
 
+def ends_of(checkpoint: Checkpoint) -> list[int]:
+    """The tokens that end what a causal language model writes: its generation settings' and its tokenizer's."""
+    own = getattr(checkpoint.model.generation_config, "eos_token_id", None)
+    return sorted({checkpoint.tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own])} - {None})
+
+
 def check_tokenizer(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
     """Refuse a tokenizer that does not belong to the model.
 

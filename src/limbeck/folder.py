@@ -13,6 +13,7 @@ from limbeck import hardware
 from limbeck.errors import InputError
 from limbeck.files import read_json, write_atomic, write_json
 from limbeck.recipe import Recipe, dump
+from limbeck.rules.file import standalone
 
 _OURS = (
     "run.json",
@@ -104,7 +105,7 @@ class RunFolder:
             write_atomic(self.recipe, dump(recipe))
             write_json(identity, {"content": content})
             if recipe.rules is not None:
-                write_atomic(self.path / "rules.yaml", Path(recipe.rules).expanduser().read_bytes())
+                write_atomic(self.path / "rules.yaml", standalone(recipe.rules))
             versions = {name: hardware.version(name) for name in _PACKAGES}
             write_json(self.path / "environment.json", {"machine": hardware.describe(), "packages": versions})
         hardware.processes().wait_for_everyone()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 
 from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
+from limbeck.data import Splits
+from limbeck.data.chat import prompt_text
 from limbeck.errors import InputError
 from limbeck.progress import say
 from limbeck.recipe import Recipe
 from limbeck.rules import LabelRules, load_rules
+from limbeck.rules.answers import AnswerRules
+from limbeck.rules.tokens import TokenRules
 from limbeck.tasks import Task
+from limbeck.tasks.causal_lm import chat_tokens
+
+LOOKED_AT = 1000
+"""Training answers that are tried against the rules."""
 
 
 def teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
@@ -50,13 +58,55 @@ def general(recipe: Recipe, teachers: list[Checkpoint]) -> Checkpoint | None:
 
 
 def rules(recipe: Recipe, task: Task, *tables: Dataset) -> LabelRules | None:
-    """The recipe's rules, checked on all texts that they will meet; see `LabelRules` for what is refused."""
+    """The recipe's rules about labels, checked on all texts that they will meet; refused is what `LabelRules` does."""
     if recipe.rules is None:
         return None
     rules = LabelRules(load_rules(recipe.rules), task)
     for table in tables:
         rules.check(table)
     return rules
+
+
+def answer_rules(recipe: Recipe, splits: Splits, models: Sequence[Checkpoint]) -> AnswerRules | None:
+    """The recipe's rules about answers, checked on all prompts and for each model's tokens.
+
+    Raises:
+        InputError: see `AnswerRules` and `TokenRules.check`; plain text; a stage whose loss hard rules make infinite.
+    """
+    if recipe.rules is None:
+        return None
+    rules = AnswerRules(load_rules(recipe.rules))
+    if "messages" not in splits.train.column_names:
+        raise InputError(
+            "rules are about answers to prompts, and data.train is plain text; give conversations, or prompts with "
+            "completions, or drop rules"
+        )
+    hard = next((rule.name for rule in rules.book.rules if rule.hard), None)
+    for stage in recipe.stages:
+        soft, ahead = stage.objectives.soft_targets, stage.objectives.policy_gradient
+        if hard is not None and (ahead is not None or (soft is not None and soft.form == "reverse-kl")):
+            raise InputError(
+                f"stage '{stage.name}' learns by reverse KL divergence, which is infinite where the student may still "
+                f"say what the hard rule '{hard}' forbids; give it a number as weight, or soft_targets.form=jsd"
+            )
+    asked = [prompt_text(turns) for table in (splits.transfer, splits.test) for turns in table["messages"]]
+    for model in models:
+        rules.of(model).check(asked)
+    if recipe.data.generation is None or any(stage.on == "train" for stage in recipe.stages):
+        splits.notices += _broken_answers(rules.of(models[-1]), splits.train, models[-1])
+    return rules
+
+
+def _broken_answers(rules: TokenRules, train: Dataset, model: Checkpoint) -> list[str]:
+    """What to say where the data's own answers, which are learnt from, break hard rules."""
+    some = [turns for turns in train[:LOOKED_AT]["messages"] if turns[-1]["role"] == "assistant"]
+    broken = sum(not rules.follows(prompt_text(turns), chat_tokens(turns, model.tokenizer)[1]) for turns in some)
+    if not broken:
+        return []
+    return [
+        f"{broken:,} of {len(some):,} training answers looked at are none that could be written under the hard rules; "
+        "they are learnt from all the same, and from where one breaks a rule the teacher's words are left as they are"
+    ]
 
 
 def first(checkpoints: list[Checkpoint]) -> Checkpoint | None:

@@ -38,6 +38,7 @@ from limbeck.recipe.schema import Stage
 from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives
 from limbeck.report import write_card, write_report
 from limbeck.rules import LabelRules
+from limbeck.rules.answers import AnswerRules
 from limbeck.signals import Asked
 from limbeck.students import build_student
 from limbeck.tasks import Task
@@ -82,7 +83,8 @@ class Prepared:
         general: the language model that teaches the stages on plain text.
         assistant: before training; it is to teach them instead.
         plan: what the stages need.
-        rules: what outputs are held to.
+        label_rules: what labels are held to.
+        answer_rules: what a causal language model's answers are held to.
     """
 
     task: Task
@@ -92,7 +94,8 @@ class Prepared:
     general: Checkpoint | None
     assistant: Checkpoint | None
     plan: Plan
-    rules: LabelRules | None = None
+    label_rules: LabelRules | None = None
+    answer_rules: AnswerRules | None = None
 
 
 def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
@@ -148,11 +151,12 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
             check_gguf(student)
         language = examples.words if recipe.task.kind == "masked-lm" else examples.language
         task, splits = language(recipe, objects, student)
+        label_rules, answer_rules = None, opening.answer_rules(recipe, splits, [*teachers, student])
     else:
         task, splits = examples.labelled(recipe, objects, teachers)
         texts = examples.some_texts(splits.train)
         student = build_student(recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts)
-    rules = opening.rules(recipe, task, splits.transfer, splits.test)
+        label_rules, answer_rules = opening.rules(recipe, task, splits.transfer, splits.test), None
     for notice in splits.notices:
         say(f"data: {notice}")
     for checkpoint in [*teachers, student]:
@@ -175,10 +179,11 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         content["general teacher"] = weights_fingerprint(general.model)
     if assistant is not None:
         content["assistant's start"] = weights_fingerprint(assistant.model)
+    rules = label_rules or answer_rules
     if rules is not None:
         content["rules"] = rules.book.fingerprint
     folder.claim(recipe, content)
-    return Prepared(task, splits, teachers, student, general, assistant, plan, rules)
+    return Prepared(task, splits, teachers, student, general, assistant, plan, label_rules, answer_rules)
 
 
 def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
@@ -209,12 +214,12 @@ def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | WordStore:
     """The teacher's knowledge about the transfer set, asked for once."""
     assert recipe.teacher is not None
     if ready.task.kind == "causal-lm":
-        words = ask_for_words(recipe, ready.splits, ready.teachers[0], knowledge_root(recipe))
+        words = ask_for_words(recipe, ready.splits, ready.teachers[0], knowledge_root(recipe), ready.answer_rules)
         ready.teachers[0].model.cpu()
         return words
     teacher: Asked = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
-    if ready.rules is not None:
-        teacher = Ruled(teacher, ready.rules)
+    if ready.label_rules is not None:
+        teacher = Ruled(teacher, ready.label_rules)
     features = [*recipe.teacher.features, *(n for n in ready.plan.features if n not in recipe.teacher.features)]
     store = label_texts(teacher, ready.splits.transfer, ready.task, knowledge_root(recipe), features)
     for each in ready.teachers:
@@ -283,7 +288,8 @@ def train(recipe: Recipe, ready: Prepared, knowledge: Store | WordStore | None) 
     args = (recipe, ready.task, ready.splits)
     if recipe.teacher and ready.task.kind == "regression":
         say("regression: soft_targets are the squared error to the teacher's value; their temperature has no effect")
-    teaching = Teaching(knowledge, ready.teachers[0] if len(ready.teachers) == 1 else None, ready.general)
+    one = ready.teachers[0] if len(ready.teachers) == 1 else None
+    teaching = Teaching(knowledge, one, ready.general, ready.answer_rules)
     if ready.assistant is not None:
         on_text = [stage for stage in recipe.stages if stage.on_text]
         teaching.general = train_stages("assistant", ready.assistant, on_text, *args, teaching).checkpoint
@@ -362,13 +368,13 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
     made = {"student": student} | {name: each.checkpoint for name, each in trained.items() if name == "baseline"}
     if task.kind == "causal-lm":
         teachers = {"teacher": ready.teachers[0]} if ready.teachers else {}
-        encoded = encode_language(ready.splits.test, student, recipe.task)
+        encoded = encode_language(ready.splits.test, student, recipe.task, prompts=ready.answer_rules is not None)
         test = sample(encoded, recipe.evaluation.examples, recipe.seed)
         made |= {f"student_{name.replace('-', '_')}": open_causal(str(path)) for name, path in exports.items()}
-        return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed)
+        return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed, ready.answer_rules)
     models: dict[str, Asked] = {}
     if recipe.teacher is not None:
         models["teacher"] = open_teacher(ready.teachers, recipe.teacher, task, length, "float32")
     models |= {name: HuggingFaceModel(checkpoint, task, length) for name, checkpoint in made.items()}
     models |= {f"student_{name}": OnnxModel(path, student, task, length) for name, path in exports.items()}
-    return evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.rules)
+    return evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.label_rules)

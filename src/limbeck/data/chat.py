@@ -138,6 +138,12 @@ def without_answers(table: Dataset) -> Dataset:
     )
 
 
+def prompt_text(messages: Messages) -> str:
+    """What a conversation asks, as rules see it: all turns before the last answer, without their roles, a line each."""
+    turns = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    return "\n".join(turn["content"] for turn in turns)
+
+
 def _form(table: Dataset) -> str | None:
     names = set(table.column_names)
     return next((form for form, columns in FORMS.items() if names.issuperset(columns)), None)

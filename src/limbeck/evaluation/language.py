@@ -14,12 +14,14 @@ from limbeck import hardware
 from limbeck.anatomy import StatesAt
 from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint
 from limbeck.evaluation import quality as q
+from limbeck.evaluation.answer_rules import add_answer_rules
 from limbeck.evaluation.evaluate import SHOWN
 from limbeck.evaluation.generation_speed import generation_speed
-from limbeck.evaluation.statistics import figure, interval, paired_test, resamples
+from limbeck.evaluation.statistics import figure, interval, paired_test, resamples, sums, token_means
 from limbeck.objectives.vocabulary import chunks
 from limbeck.progress import say
 from limbeck.recipe.schema import Evaluation
+from limbeck.rules.answers import AnswerRules
 from limbeck.tasks import Task
 from limbeck.tasks.causal_lm import CausalBatches, causal_inputs
 from limbeck.tasks.task import Array
@@ -32,7 +34,12 @@ PER_TOKEN = ("loss", "right", "top", "confidence", "kl")
 
 
 def evaluate_language(
-    models: dict[str, Checkpoint], test: Dataset, task: Task, settings: Evaluation, seed: int
+    models: dict[str, Checkpoint],
+    test: Dataset,
+    task: Task,
+    settings: Evaluation,
+    seed: int,
+    rules: AnswerRules | None = None,
 ) -> dict[str, Any]:
     """Measure causal language models on held-out text.
 
@@ -43,6 +50,7 @@ def evaluate_language(
         task: whose labels are the vocabulary.
         settings: resamples, whether to time generation.
         seed: of the resamples, over examples.
+        rules: also measure the models' answers under them; `test` then has a column `prompt`.
 
     Returns:
         As `evaluate_models`. `quality` has `accuracy` (the share of tokens that were likeliest) and `perplexity`;
@@ -78,12 +86,14 @@ def evaluate_language(
             its = (measured["teacher"]["quality"]["accuracy"], values["teacher"]["accuracy"])
             each |= q.retention(*main, *its)
             same = (said[name]["top"] == said["teacher"]["top"]).astype(np.float64)
-            agreement = _means(where, same, len(test), draws)
+            agreement = token_means(where[0], same, len(test), draws)
             each["fidelity"] = {
                 "agreement": float(same.mean()),
                 "agreement_interval": list(interval(agreement)),
                 "kl": float(said[name]["kl"].mean()),
             }
+    if rules is not None:
+        add_answer_rules(measured, rules, models, test, task.outputs, settings.resamples, seed)
     if settings.speed:
         timed = {name: checkpoint.model for name, checkpoint in models.items() if name != "baseline"}
         for name, speed in generation_speed(timed).items():
@@ -137,22 +147,12 @@ def _per_token(logits: torch.Tensor, teacher: torch.Tensor | None, targets: torc
     return torch.stack([loss, (top == targets).float(), top.float(), peak.exp(), kl]).double().cpu().numpy()
 
 
-def _sums(where: Array, values: Array, examples: int) -> Array:
-    return np.bincount(where[0], values, examples)
-
-
-def _means(where: Array, values: Array, examples: int, draws: list[Array]) -> Array:
-    """The mean over tokens in each resample of examples."""
-    sums, counts = _sums(where, values, examples), _sums(where, np.ones_like(values), examples)
-    return np.array([sums[rows].sum() / counts[rows].sum() for rows in draws])
-
-
 def _quality(
     where: Array, said: dict[str, Array], examples: int, draws: list[Array]
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     values = {
-        "accuracy": _means(where, said["right"], examples, draws),
-        "perplexity": np.exp(_means(where, said["loss"], examples, draws)),
+        "accuracy": token_means(where[0], said["right"], examples, draws),
+        "perplexity": np.exp(token_means(where[0], said["loss"], examples, draws)),
     }
     whole = {"accuracy": said["right"].mean(), "perplexity": np.exp(said["loss"].mean())}
     return {name: figure(float(whole[name]), values[name]) for name in values}, values
@@ -166,10 +166,10 @@ def _comparisons(
     examples: int,
 ) -> dict[str, Any]:
     found = {}
-    counts = _sums(where, np.ones(where.shape[1]), examples)
+    counts = sums(where[0], np.ones(where.shape[1]), examples)
     for other in ("teacher", "baseline"):
         if other in said:
-            each = [_sums(where, said[name]["right"], examples) / counts for name in ("student", other)]
+            each = [sums(where[0], said[name]["right"], examples) / counts for name in ("student", other)]
             mine, its = (measured[name]["quality"]["accuracy"]["value"] for name in ("student", other))
             found[f"student_vs_{other}"] = {
                 "metric": "accuracy",

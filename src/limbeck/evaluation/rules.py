@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from datasets import Dataset
 
 from limbeck.evaluation import quality as q
 from limbeck.evaluation.statistics import figure, resamples
-from limbeck.rules import LabelRules
+from limbeck.rules import LabelRules, Rule
 from limbeck.rules.conditions import Flags
 from limbeck.tasks.task import Array
 
@@ -40,13 +41,9 @@ def add_rules(
         return
     for name, each in measured.items():
         each["rules"] = measure_rules(rules, test, labels, logits[name], main, count, seed)
-    about = rules.applies(test).sum(0).tolist()
     measured["rules"] = {
-        "rules": [
-            {"name": rule.name, "weight": rule.weight, "applies": number}
-            for rule, number in zip(rules.rules, about, strict=True)
-        ],
-        "labels": violations(rules, rules.broken(labels, test), count, seed),
+        "rules": listed(rules.rules, rules.applies(test)),
+        "labels": violations(rules.rules, rules.broken(labels, test), count, seed),
     }
 
 
@@ -74,16 +71,22 @@ def measure_rules(
     quality, draws_held = q.quality(task, labels, held, count, seed)
     gain = quality[main]["value"] - without[main]["value"]
     return {
-        "violations": violations(rules, rules.broken(free, test), count, seed),
+        "violations": violations(rules.rules, rules.broken(free, test), count, seed),
         "with_rules": {
-            "violations": violations(rules, rules.broken(held, test), count, seed),
+            "violations": violations(rules.rules, rules.broken(held, test), count, seed),
             "quality": quality,
             "difference": {"metric": main, **figure(gain, draws_held[main] - draws[main])},
         },
     }
 
 
-def violations(rules: LabelRules, broken: Flags, count: int, seed: int) -> dict[str, Any]:
+def listed(rules: Sequence[Rule], about: Flags) -> list[dict[str, Any]]:
+    """Each rule as `metrics.json` states it, from which rules are about which examples, bool [N, R]."""
+    numbers = about.sum(0).tolist()
+    return [{"name": r.name, "weight": r.weight, "applies": n} for r, n in zip(rules, numbers, strict=True)]
+
+
+def violations(rules: Sequence[Rule], broken: Flags, count: int, seed: int) -> dict[str, Any]:
     """The share of examples on which some hard rule is broken, and some soft one; null where there are none such.
 
     Args:
@@ -92,11 +95,11 @@ def violations(rules: LabelRules, broken: Flags, count: int, seed: int) -> dict[
         count: bootstrap resamples behind the intervals.
         seed: of the resamples.
     """
-    hard = np.array([rule.hard for rule in rules.rules])
+    hard = np.array([rule.hard for rule in rules])
     found: dict[str, Any] = {}
     for name, mine in (("hard", hard), ("soft", ~hard)):
         some = np.asarray(broken[:, mine].any(axis=1), dtype=np.float64)
         draws = np.array([some[rows].mean() for rows in resamples(len(some), count, seed)])
         found[name] = figure(some.mean(), draws) if mine.any() else None
     shares = broken.mean(0).tolist()
-    return found | {"by_rule": {rule.name: share for rule, share in zip(rules.rules, shares, strict=True)}}
+    return found | {"by_rule": {rule.name: share for rule, share in zip(rules, shares, strict=True)}}

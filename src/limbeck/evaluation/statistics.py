@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,18 @@ def figure(value: float, values: Array) -> dict[str, float]:
     """A value with its interval, as `metrics.json` states it."""
     low, high = interval(values)
     return {"value": float(value), "low": low, "high": high}
+
+
+def sums(rows: Array, values: Array, examples: int) -> Array:
+    """The sum over each example's tokens, float64 [examples], of values [T] with their examples' numbers [T]."""
+    return np.bincount(rows, values, examples)
+
+
+def token_means(rows: Array, values: Array, examples: int, draws: Sequence[Array]) -> Array:
+    """The mean over tokens in each resample of examples; not a number in one without any. As `sums`."""
+    total, counts = sums(rows, values, examples), sums(rows, np.ones_like(values), examples)
+    with np.errstate(invalid="ignore"):
+        return np.array([total[some].sum() / counts[some].sum() for some in draws])
 
 
 def paired_test(ours: Array, theirs: Array) -> float:

@@ -19,6 +19,8 @@ from limbeck.generation.local import LocalTeacher
 from limbeck.generation.server import ServerTeacher
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Generation, Source
+from limbeck.rules import TextRules, load_rules
+from limbeck.rules.answers import AnswerRules
 
 
 def answered(
@@ -34,14 +36,13 @@ def answered(
         objects: datasets in memory, by the names that stand for them in the recipe.
 
     Returns:
-        One column `messages`, features `CHAT`, each ending with the assistant.
+        One column `messages`, features `CHAT`, each ending with the assistant. None breaks a hard rule of the recipe.
 
     Raises:
         InputError: see `generate`; no prompts, or no answer to learn from.
         LimbeckError: see `generate`.
     """
-    found = make_answers(recipe, teachers, train, root, objects)
-    return found.usable(_settings(recipe).cut == "keep")
+    return _usable(recipe, make_answers(recipe, teachers, train, root, objects))
 
 
 def answered_splits(
@@ -65,7 +66,6 @@ def answered_splits(
     """
     found: dict[str, Dataset] = {}
     asked: dict[tuple[str, str], Answers] = {}
-    keep_cut = _settings(recipe).cut == "keep"
     for name in ("train", "validation", "test"):
         split: Dataset = getattr(splits, name)
         if data.ROW not in split.column_names:
@@ -76,7 +76,7 @@ def answered_splits(
         if key not in asked:
             table = data.without_answers(data.read_chat(data.read(source, use, objects), answers=False))
             asked[key] = _ask(recipe, teachers, table, root)
-        found[name] = asked[key].of(split[data.ROW], every=name == "train").usable(keep_cut)
+        found[name] = _usable(recipe, asked[key].of(split[data.ROW], every=name == "train"))
     own = found.get("train") if _settings(recipe).prompts is None else None
     transfer = own if own is not None else answered(recipe, teachers, splits.train, root, objects)
     return replace(splits, transfer=transfer, **found)
@@ -92,8 +92,19 @@ def make_answers(
 def _ask(recipe: Recipe, teachers: Sequence[Checkpoint], prompts: Dataset, root: Path) -> Answers:
     assert recipe.teacher is not None
     settings, model = _settings(recipe), recipe.teacher.models[0]
-    teacher: Answerer = LocalTeacher(teachers[0], settings) if model.server is None else ServerTeacher(model, settings)
+    teacher: Answerer
+    if model.server is None:
+        rules = AnswerRules(load_rules(recipe.rules)).of(teachers[0]) if recipe.rules is not None else None
+        teacher = LocalTeacher(teachers[0], settings, rules)
+    else:
+        teacher = ServerTeacher(model, settings)
     return generate(teacher, prompts, settings, root, recipe.seed)
+
+
+def _usable(recipe: Recipe, found: Answers) -> Dataset:
+    """Those to learn from; a server is not told the rules, and what it answered does not depend on them."""
+    rules = TextRules(load_rules(recipe.rules)) if recipe.rules is not None else None
+    return found.usable(_settings(recipe).cut == "keep", rules)
 
 
 def _settings(recipe: Recipe) -> Generation:

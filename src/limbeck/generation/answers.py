@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Value
 from rich.progress import Progress, TextColumn
 
 from limbeck import hardware
-from limbeck.data.chat import CHAT, Messages
+from limbeck.data.chat import CHAT, Messages, prompt_text
 from limbeck.data.text_shards import Row, TextShards
 from limbeck.errors import InputError, LimbeckError
 from limbeck.files import require_space
@@ -22,6 +22,7 @@ from limbeck.folder import table_fingerprint
 from limbeck.generation.journal import Journal, read_journals, remove_journals
 from limbeck.progress import console, say
 from limbeck.recipe.schema import Generation
+from limbeck.rules import TextRules
 
 VERSION = 1
 SHARD_PROMPTS = 256
@@ -115,8 +116,12 @@ class Answers:
         kept = [at for at, (row, sample) in enumerate(pairs) if row in wanted and (every or sample == 0)]
         return Answers(self.folder, self.table.select(kept))
 
-    def usable(self, cut: bool) -> Dataset:
+    def usable(self, cut: bool, rules: TextRules | None = None) -> Dataset:
         """The column `messages` of those to learn from: no empty answers, and cut ones only if `cut`.
+
+        Args:
+            cut: whether cut answers are.
+            rules: none that breaks a hard one is.
 
         Raises:
             InputError: none is left.
@@ -134,7 +139,24 @@ class Answers:
             say(f"generation: {empty:,} of {len(texts):,} answers are empty and left out")
         if dropped:
             say(f"generation: {dropped:,} of {len(texts):,} answers were cut and are {'kept' if cut else 'left out'}")
-        return self.table.select(kept).select_columns("messages")
+        left = self.table.select(kept).select_columns("messages")
+        return self._keeping(left, rules) if rules is not None else left
+
+    def _keeping(self, answers: Dataset, rules: TextRules) -> Dataset:
+        """Those that break no hard rule. A server is not told the rules; here a text may be cut, or end in a corner."""
+        prompts, texts = zip(
+            *((prompt_text(turns), turns[-1]["content"]) for turns in answers["messages"]), strict=True
+        )
+        kept = np.flatnonzero(np.isfinite(rules.cost(prompts, texts)))
+        broken = len(texts) - len(kept)
+        if not len(kept):
+            raise InputError(
+                f"every one of the {len(texts):,} answers in {self.folder} breaks a hard rule, so that none is left to "
+                "learn from; say in the prompts what is wanted, or give the rules numbers as weights"
+            )
+        if broken:
+            say(f"generation: {broken:,} of {len(texts):,} answers break a hard rule and are left out")
+        return answers.select(kept) if broken else answers
 
     def cost(self) -> str:
         """What all of them took, for reading."""

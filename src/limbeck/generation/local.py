@@ -21,11 +21,12 @@ from transformers import (
 )
 
 from limbeck import hardware
-from limbeck.checkpoints import Checkpoint, quiet, tokenizer_fingerprint, weights_fingerprint
-from limbeck.data.chat import Messages
+from limbeck.checkpoints import Checkpoint, ends_of, quiet, tokenizer_fingerprint, weights_fingerprint
+from limbeck.data.chat import Messages, prompt_text
 from limbeck.errors import InputError
 from limbeck.generation.answers import Answer, Ask
 from limbeck.recipe.schema import Generation
+from limbeck.rules.tokens import RulesProcessor, TokenRules
 
 
 class LocalTeacher:
@@ -37,6 +38,7 @@ class LocalTeacher:
     Args:
         checkpoint: the model, which is not changed, and its tokenizer.
         settings: the recipe's section.
+        rules: that its answers are held to as they are written, in its own tokens.
 
     Raises:
         InputError: a tokenizer without a chat template, or no token that ends an answer.
@@ -44,26 +46,25 @@ class LocalTeacher:
 
     divides = True
 
-    def __init__(self, checkpoint: Checkpoint, settings: Generation) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: Generation, rules: TokenRules | None = None) -> None:
         self.model, self.tokenizer, self.name = checkpoint
-        self.settings = settings
+        self.settings, self.rules = settings, rules
         if not self.tokenizer.chat_template:
             raise InputError(
                 f"the tokenizer of '{self.name}' has no chat template, so it cannot be asked; give a model made for "
                 "chat, or set tokenizer.chat_template and save it again"
             )
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own])} - {None}
-        if not ends:
+        self.ends = ends_of(checkpoint)
+        if not self.ends:
             raise InputError(
                 f"'{self.name}' has no token that ends an answer; set tokenizer.eos_token and save it again"
             )
-        self.ends = sorted(ends)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Weights, tokenizer, chat template, tokens that end an answer, and precision."""
-        return {
+        """Weights, tokenizer, chat template, tokens that end an answer, precision, and the rules if there are any."""
+        rules = {"rules": self.rules.text.book.fingerprint} if self.rules is not None else {}
+        return rules | {
             "weights": weights_fingerprint(self.model),
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "template": hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
@@ -72,11 +73,13 @@ class LocalTeacher:
         }
 
     def check(self, prompts: Dataset) -> None:
-        """Refuse prompts that the template does not take, or that leave too little room for an answer.
+        """Refuse prompts that the template does not take, or that leave too little room, or the rules no text.
 
         Raises:
-            InputError: names the row, counted from 1.
+            InputError: names the row, counted from 1; of the rules, the prompt.
         """
+        if self.rules is not None:
+            self.rules.check([prompt_text(messages) for messages in prompts["messages"]])
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = self.settings.max_new_tokens
         for row, messages in enumerate(prompts["messages"]):
@@ -125,13 +128,7 @@ class LocalTeacher:
         return model
 
     def _generate(self, model: PreTrainedModel, asks: list[Ask], prompts: list[list[int]]) -> list[Answer]:
-        width = max(map(len, prompts))
         padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
-        ids = torch.full((len(asks), width), padding)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
         settings = self.settings
         config = GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
@@ -140,23 +137,44 @@ class LocalTeacher:
             eos_token_id=self.ends,
             pad_token_id=padding,
         )
-        draws = LogitsProcessorList()
+        steps = LogitsProcessorList()
+        if self.rules is not None:
+            steps.append(RulesProcessor(self.rules, [prompt_text(ask.messages) for ask in asks]))
         if settings.temperature > 0:
-            draws.append(SeededSampling(settings.temperature, settings.top_p, [ask.seed for ask in asks], model.device))
-        with quiet():
-            out = model.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=config,
-                logits_processor=draws,
-            )
-        rows = out[:, width:].tolist()
+            steps.append(SeededSampling(settings.temperature, settings.top_p, [ask.seed for ask in asks], model.device))
+        rows = written(model, prompts, config, steps)
         return [self._read(ask, row, len(prompt)) for ask, row, prompt in zip(asks, rows, prompts, strict=True)]
 
     def _read(self, ask: Ask, row: list[int], prompt: int) -> Answer:
         end = next((place for place, token in enumerate(row) if token in self.ends), None)
         text = str(self.tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
         return Answer(ask.row, ask.sample, text, end is None, len(row) if end is None else end + 1, prompt)
+
+
+def written(
+    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig, steps: LogitsProcessorList
+) -> list[list[int]]:
+    """What a causal language model goes on with after each prompt of a batch, token ids with whatever pads them.
+
+    Args:
+        model: its own `generation_config` fills in what `config` leaves out.
+        prompts: token ids.
+        config: with `pad_token_id` and `eos_token_id`.
+        steps: what is done to the scores.
+    """
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), config.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    device = model.device
+    with quiet():
+        out = model.generate(
+            ids.to(device), attention_mask=mask.to(device), generation_config=config, logits_processor=steps
+        )
+    found: list[list[int]] = out[:, width:].tolist()
+    return found
 
 
 class SeededSampling(LogitsProcessor):

@@ -88,7 +88,11 @@ def pack(logits: torch.Tensor, form: Format, uniform: torch.Tensor) -> torch.Ten
     entropy = partition - torch.bmm(p[:, None], scaled[..., None])[:, 0]
     head = likeliest[:, : form.head]
     logs = scaled.gather(-1, head) - partition
-    drawn = _draw(p.scatter_(-1, head, 0.0), uniform) if form.sampled else head[:, :0]
+    drawn = head[:, :0]
+    if form.sampled:
+        drawn = _draw(p.scatter_(-1, head, 0.0), uniform)
+        # Where the head has all of the mass (rules may leave a single token), rounding makes a little of it again.
+        drawn = torch.where(p.gather(-1, drawn) > 0, drawn, likeliest[:, :1])
     steps, largest = STEPS[form.bits], 2**form.bits - 1
     values = (-logs * steps).round().clamp(0, largest).long()
     ids = _to_bytes(torch.cat([head, drawn], -1), form.id_bytes)
@@ -135,8 +139,8 @@ def _draw(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))
     within_up_to = inside.double().cumsum(-1)
     place = torch.searchsorted(within_up_to, (at - before)[..., None], right=True).squeeze(-1)
-    # Sums of different rounding could lead past the block's last token that has any mass; and where no mass is left at
-    # all, any token does, since it weighs nothing.
+    # Sums of different rounding could lead past the block's last token that has any mass. Where no mass is left at all,
+    # it is some token without.
     last = BLOCK - 1 - (inside > 0).flip(-1).byte().argmax(-1)
     return (block * BLOCK + torch.minimum(place, last)).clamp(max=p.shape[-1] - 1)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,8 @@ from limbeck.errors import InputError
 from limbeck.knowledge.formats import Format, pack, unpack
 from limbeck.knowledge.labelling import keep_shards
 from limbeck.knowledge.store import VERSION, Request, Verified, head_of, shard_name
+from limbeck.rules.answers import Held
+from limbeck.rules.tokens import TokenRules
 from limbeck.signals import Signals, SparseWords
 from limbeck.tasks.causal_lm import CausalBatches, causal_inputs
 from limbeck.tasks.text import length_sorted_batches
@@ -29,8 +33,17 @@ CHUNK = 2**22
 """Logits made at a time on a CPU; on a GPU a few times as many."""
 
 
-def describe_words(teacher: Checkpoint, encoded: Dataset, form: Format, precision: str, seed: int) -> Request:
+def describe_words(
+    teacher: Checkpoint,
+    encoded: Dataset,
+    form: Format,
+    precision: str,
+    seed: int,
+    rules: TokenRules | None = None,
+) -> Request:
     """What a store of words depends on: weights, tokenizer, precision, the examples' tokens, the format and its draws.
+
+    With rules also these, what ends an answer, and the prompts that they look at.
 
     Args:
         teacher: who is asked.
@@ -38,6 +51,7 @@ def describe_words(teacher: Checkpoint, encoded: Dataset, form: Format, precisio
         form: what is kept.
         precision: what the teacher computes in.
         seed: of the draws.
+        rules: that the words are projected onto; the examples then have a column `prompt`.
     """
     digest, tokens = hashlib.sha256(), 0
     for part in encoded.with_format("arrow").iter(4096):
@@ -57,14 +71,27 @@ def describe_words(teacher: Checkpoint, encoded: Dataset, form: Format, precisio
         "signals": form.spec,
         "seed": seed if form.sampled else None,
     }
+    if rules is not None:
+        prompts = hashlib.sha256(json.dumps(encoded["prompt"][:]).encode()).hexdigest()
+        spec["rules"] = {"rules": rules.text.book.fingerprint, "ends": rules.eos, "prompts": prompts}
     mean = max(1, tokens * form.width // max(len(encoded), 1))
     return Request(spec, len(encoded), form.vocabulary, shard_rows=max(1, SHARD_BYTES // mean))
 
 
 def label_words(
-    teacher: Checkpoint, encoded: Dataset, form: Format, root: Path, seed: int, batch_size: int, precision: str
+    teacher: Checkpoint,
+    encoded: Dataset,
+    form: Format,
+    root: Path,
+    seed: int,
+    batch_size: int,
+    precision: str,
+    rules: TokenRules | None = None,
 ) -> WordStore:
     """Ask a causal language model once about every token that is to be predicted, or reuse what it said.
+
+    With rules each distribution is projected onto what they allow there, given the prompt and the answer up to it,
+    before its temperature is taken and some of it is kept.
 
     Args:
         teacher: who is asked.
@@ -74,15 +101,16 @@ def label_words(
         seed: of the draws; each example's follow from it and the example's number alone.
         batch_size: examples per forward pass.
         precision: what the teacher computes in.
+        rules: in the teacher's tokens; the examples then have a column `prompt`.
 
     Raises:
         InputError: a damaged shard of an earlier run, or too little disk.
     """
-    request = describe_words(teacher, encoded, form, precision, seed)
+    request = describe_words(teacher, encoded, form, precision, seed, rules)
 
     def write(folder: Path, index: int, rows: range) -> None:
         part = encoded.select(rows)
-        said = _ask(teacher, part, form, seed, batch_size, precision)
+        said = _ask(teacher, part, form, seed, batch_size, precision, rules)
         table = pa.table(
             {
                 "input_ids": pa.array(part["input_ids"][:], pa.list_(pa.int32())),
@@ -136,7 +164,13 @@ class _Kept:
 
 @torch.inference_mode()
 def _ask(
-    teacher: Checkpoint, examples: Dataset, form: Format, seed: int, batch_size: int, precision: str
+    teacher: Checkpoint,
+    examples: Dataset,
+    form: Format,
+    seed: int,
+    batch_size: int,
+    precision: str,
+    rules: TokenRules | None,
 ) -> list[np.ndarray]:
     """The packed words of each example, uint8 [tokens, width]."""
     model, device = teacher.model.eval(), teacher.model.device
@@ -158,11 +192,14 @@ def _ask(
                 for each, size in zip(batch_of, sizes, strict=True)
             ]
             uniform = torch.from_numpy(np.concatenate(draws)).to(device)
+            held = _held(rules, batch_of) if rules is not None else None
             packed = []
             for start in range(0, len(states), step):
                 some = slice(start, start + step)
                 with hardware.autocast(precision):
                     logits = stop.head(states[some])[:, : form.vocabulary]
+                if held is not None:
+                    logits = held.project(logits, some)
                 packed.append(pack(logits, form, uniform[some]).cpu().numpy())
             parts = np.split(np.concatenate(packed), np.cumsum(sizes)[:-1])
             for row, part in zip(rows, parts, strict=True):
@@ -170,6 +207,12 @@ def _ask(
     finally:
         stop.close()
     return found
+
+
+def _held(rules: TokenRules, examples: Sequence[Mapping[str, Any]]) -> Held:
+    """What the rules allow at the tokens of some examples that are to be predicted."""
+    answers = [each["input_ids"][each["first"] :] for each in examples]
+    return Held(rules, [each["prompt"] for each in examples], answers)
 
 
 def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -55,9 +55,15 @@ def _check_export(recipe: Recipe) -> None:
 
 
 def _check_rules(recipe: Recipe) -> None:
-    """Refuse rules where there are no labels to rule, or where what they do would not reach the student."""
-    if recipe.task.kind not in ("classification", "multi-label"):
-        raise ValueError(f"rules are for classification and multi-label, and the task is {recipe.task.kind}; drop them")
+    """Refuse rules where there is nothing to rule, or where what they do would not reach the student."""
+    if recipe.task.kind not in ("classification", "multi-label", "causal-lm"):
+        raise ValueError(
+            f"rules are for classification, multi-label and causal-lm, and the task is {recipe.task.kind}; drop them"
+        )
+    if recipe.task.kind == "causal-lm" and recipe.task.packed:
+        raise ValueError(
+            "rules are about answers to prompts, and task.packed is about plain text, which has none; drop one of them"
+        )
     for stage in recipe.stages:
         soft = stage.objectives.soft_targets
         if soft is not None and soft.form == "mse" and not stage.on_text:

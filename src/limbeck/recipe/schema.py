@@ -327,8 +327,8 @@ class Recipe(Section):
     training: Training = Training()
     """Settings that every stage starts from."""
     rules: str | None = None
-    """A rules file about the labels: what the teacher says is projected onto it before it is kept and learnt from, and
-    the report shows every model without the rules and held to them."""
+    """A rules file about the labels, or of a causal-lm about the answers: what the teacher says is projected onto it
+    before it is kept and learnt from, and the report shows models without the rules and held to them."""
     evaluation: Evaluation = Evaluation()
     """What is measured at the end, and how."""
     export: Export = Export()

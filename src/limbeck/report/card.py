@@ -69,6 +69,7 @@ def write_card(metrics: Metrics, recipe_yaml: str, folder: Path) -> Path:
         speed_terms=sentences.speed_terms(metrics),
         fidelity=sentences.fidelity(metrics),
         calibration=sentences.calibration(metrics),
+        rules=sentences.rules(metrics),
         comparisons=[told for other in ("teacher", "baseline") if (told := sentences.comparison(metrics, other))],
         machine=sentences.machine(metrics),
         max_length=recipe.task.max_length,

@@ -35,6 +35,10 @@ from limbeck.report.table import (
     speed_up,
 )
 
+LABEL_RULES_NOTE = (
+    "Shares of all test examples. The models as they are, here and in every other table, answer without the rules. A "
+    "rule that the labels break is wrong there."
+)
 MOST_CLASSES = 20
 MOST_DISAGREEMENTS = 100
 FEW = 30
@@ -196,22 +200,25 @@ def tests(metrics: Metrics) -> list[dict[str, str]]:
 
 
 def rules(metrics: Metrics) -> dict[str, Any] | None:
-    """Every model without the rules and held to them, and how often each rule is broken; None without rules."""
+    """Models without the rules and held to them, and how often each rule is broken; None without rules."""
     if not metrics.get("rules"):
         return None
     kinds = [kind for kind in ("hard", "soft") if get(metrics, "rules", "labels", kind)]
-    metric = main_metric(metrics)
+    metric = get(metrics, "student", "rules", "with_rules", "difference", "metric")
     rows = []
     for model in models(metrics):
-        held = get(metrics, model, "rules", "with_rules")
-        gap = held["difference"]
-        cells = [quality_cell(metrics, model, metric)]
+        found = get(metrics, model, "rules")
+        if found is None:  # a language model's export
+            continue
+        held = found["with_rules"]
+        gap, own = held["difference"], get(found, "quality", metric)
+        cells = [_cell_of(metric, own) if own else quality_cell(metrics, model, metric)]
         cells.append(_cell_of(metric, held["quality"][metric]))
         ends = [difference(metric, gap[end]) for end in ("low", "high")]
         cells.append(Cell(difference(metric, gap["value"]), " to ".join(ends)))
         for kind in kinds:
-            sides = (get(metrics, model, "rules", "violations", kind), held["violations"][kind])
-            cells += [_cell_of("accuracy", side) for side in sides]
+            sides = (get(found, "violations", kind), get(held, "violations", kind))
+            cells += [_cell_of("accuracy", side) if side else Cell() for side in sides]
         rows.append((model, cells))
     shown = [model for model in ("teacher", "student") if metrics.get(model)]
     broken = {model: get(metrics, model, "rules", "violations", "by_rule") for model in shown}
@@ -226,7 +233,23 @@ def rules(metrics: Metrics) -> dict[str, Any] | None:
         }
         for rule in metrics["rules"]["rules"]
     ]
-    return {"metric": title(metric), "kinds": kinds, "rows": rows, "each": each, "models": shown}
+    told = {"given": "labels", "note": LABEL_RULES_NOTE}
+    if metrics["task"]["kind"] == "causal-lm":
+        told = {"given": "references", "note": _answer_rules_note(metrics)}
+    return {"metric": title(metric), "kinds": kinds, "rows": rows, "each": each, "models": shown, **told}
+
+
+def _answer_rules_note(metrics: Metrics) -> str:
+    """What the figures of rules about answers are of."""
+    about = metrics["rules"]
+    student = metrics["student"]["rules"]
+    cut = [percent(side["cut"]) for side in (student, student["with_rules"])]
+    return (
+        f"Shares of the greedy answers to {about['prompts']} test prompts, of up to {about['max_new_tokens']} tokens; "
+        f"of the student's {cut[0]} were cut there, and {cut[1]} of those that it wrote under the rules, as it alone "
+        "did. Accuracy is that of the references' tokens, of each model as it is and projected onto the rules. A "
+        "rule that the references break is wrong there."
+    )
 
 
 def _cell_of(unit: str, measured: dict[str, float]) -> Cell:

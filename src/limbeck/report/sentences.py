@@ -103,6 +103,25 @@ def calibration(metrics: Metrics) -> str | None:
     return f"Expected calibration error (0 is best): {'; '.join(shown)}." if shown else None
 
 
+def rules(metrics: Metrics) -> str | None:
+    """What the student breaks of the rules, as it is and held to them, and what that changes; None without rules."""
+    found = get(metrics, "student", "rules")
+    if found is None:
+        return None
+    held, answers = found["with_rules"], metrics["task"]["kind"] == "causal-lm"
+    where = f"{metrics['rules']['prompts']:,} answers" if answers else "the test examples"
+    parts = [
+        f"a {kind} rule is broken in {percent(kept['value'])} of {where} ({percent(free['value'])} without)"
+        for kind in ("hard", "soft")
+        if (kept := held["violations"][kind]) and (free := found["violations"][kind])
+    ]
+    gap = held["difference"]
+    of = " on the tokens of reference answers" if answers else ""
+    unit = " points" if gap["metric"] in SHARES else ""
+    change = f"its {phrase(gap['metric'])}{of} changes by {difference(gap['metric'], gap['value'])}{unit}"
+    return f"Held to the run's `rules.yaml` in use, {'; '.join([*parts, change])}."
+
+
 def speed_terms(metrics: Metrics) -> str | None:
     """Under which terms the speeds were taken; None if none were."""
     speeds = {name: metrics[name]["speed"] for name in models(metrics) if metrics[name].get("speed")}

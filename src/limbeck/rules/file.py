@@ -171,6 +171,20 @@ def load_rules(source: str | Path | Sequence[Mapping[str, Any]]) -> RuleBook:
     return _checked(source, "the rules", Path())
 
 
+def standalone(source: str | Path) -> bytes:
+    """A rules file as it is; where it points at other files, with their content in their place.
+
+    Raises:
+        InputError: as `load_rules`.
+    """
+    path = Path(source).expanduser()
+    book, entries = load_rules(path), _read(path)
+    whole = [_with_files(entry, path.parent) for entry in entries]
+    if whole == [dict(entry) for entry in entries] or not book.about_text:
+        return path.read_bytes()
+    return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True).encode()
+
+
 def _read(path: Path) -> Any:  # noqa: ANN401
     if not path.is_file():
         raise InputError(f"no rules file '{path}'; check the path")

@@ -97,7 +97,28 @@ class TokenRules:
             follower.consume(token)
         return found
 
-    def project(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    def follows(self, prompt: str, completion: Sequence[int]) -> bool:
+        """Whether a completion keeps the hard rules in each of its tokens, up to one that ends it; as of `masks`."""
+        end = next((place for place, token in enumerate(completion) if token in self.eos), len(completion))
+        matchers = [each.deep_copy() for each in self._matchers(self._active(prompt))[0]]
+        goes = all(each.try_consume_tokens([*completion[:end]]) == end for each in matchers)
+        return goes and (end == len(completion) or all(each.is_accepting() for each in matchers))
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse rules that contradict each other on some prompt, before anything costly.
+
+        Raises:
+            InputError: hard rules that leave no text to begin with, or a soft one that no such text keeps; names the
+                rules and the prompt.
+        """
+        about = self.text.applies(prompts)
+        for active, first in zip(*np.unique(about, axis=0, return_index=True), strict=True):
+            try:
+                self._check_soft(active, self.start(prompts[first]).masks())
+            except InputError as error:
+                raise InputError(f"{error} (on the prompt '{prompts[first][:80]}')") from None
+
+    def project(self, logits: torch.Tensor, masks: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Next-token distributions projected onto the rules.
 
         p'(v) is proportional to p(v) exp(-sum_r w_r [v breaks r]), where a token breaks a rule that was kept so far if
@@ -108,18 +129,23 @@ class TokenRules:
         Args:
             logits: float [N, V] of a model, of any device.
             masks: int32 [N, G, W], as of `masks`.
+            rows: int64 [N]; where equal masks are there once, which of them is each row's.
 
         Returns:
             Logits [N, V] of the same type; tokens that a hard rule forbids are 1e4 below the others together. A row of
             which the hard rules allow nothing stays as it is but for the soft ones.
         """
-        moved, possible = self._penalised(logits, masks)
+        moved, possible = self._penalised(logits, masks, rows)
         rest = moved.masked_fill(~possible, -torch.inf).logsumexp(-1, keepdim=True) - CERTAIN
         return torch.where(possible, moved, rest)
 
-    def _penalised(self, logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _penalised(
+        self, logits: torch.Tensor, masks: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N, V] with the soft penalties, and the tokens that the hard rules allow."""
         bits = _unpack(masks.to(logits.device), logits.shape[-1])
+        if rows is not None:
+            bits = bits[rows.to(logits.device)]
         possible = bits[:, 0] | ~bits[:, 0].any(-1, keepdim=True)
         for group, weight in enumerate(self.weights[1:].tolist(), 1):
             logits = torch.where(bits[:, group], logits, logits - weight)
@@ -155,6 +181,17 @@ class TokenRules:
                 "with when"
             )
 
+    def _check_soft(self, active: Flags, masks: torch.Tensor) -> None:
+        """Refuse soft rules that every text breaks which keeps the hard ones, by the tokens it may begin with."""
+        hard = [f"'{rule.name}'" for rule, on in zip(self.text.rules, active, strict=True) if on and rule.hard]
+        soft = [(rule, on) for rule, on in zip(self.text.rules, active, strict=True) if not rule.hard]
+        for (rule, on), mask in zip(soft, masks[1:], strict=True):
+            if on and not (masks[0] & mask).any():
+                raise InputError(
+                    f"no text that keeps the hard rule{'s' if len(hard) > 1 else ''} {' and '.join(hard)} keeps the "
+                    f"rule '{rule.name}', so that it would change nothing; drop it, or narrow one with when"
+                )
+
 
 class Follower:
     """Which tokens may come next in one completion.
@@ -176,7 +213,9 @@ class Follower:
         return torch.from_numpy(found)
 
     def consume(self, token: int) -> None:
-        """Go on by a token. A group that it breaks is over."""
+        """Go on by a token. A group that it breaks is over, and with a token that ends the text all are."""
+        if token in self._rules.eos:
+            self._matchers = [[] for _ in self._matchers]
         for group, matchers in enumerate(self._matchers):
             if not all(matcher.consume_token(token) for matcher in matchers):
                 self._matchers[group] = []

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck import __version__
 from limbeck.checkpoints import tokenizer_fingerprint
+from limbeck.data.chat import prompt_text
 from limbeck.errors import InputError
 from limbeck.tasks.text import Batch
 
@@ -66,31 +67,35 @@ def encode_text(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     return encoded
 
 
-def encode_chat(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+def encode_chat(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, prompts: bool = False) -> Dataset:
     """Tokenise conversations by the tokenizer's chat template; the last answer alone is to be predicted.
 
     Args:
         table: column `messages`, each a list of `role` and `content` that ends with the assistant's.
         tokenizer: of the models that will read it. Without a chat template the messages are joined by blank lines.
         max_length: longer conversations are cut at their end; those whose answer begins later are left out.
+        prompts: keep what rules look at, see `prompt_text`.
 
     Returns:
-        Columns `input_ids`; `first`, where the answer begins; `length`; `row`.
+        Columns `input_ids`; `first`, where the answer begins; `length`; `row`; with `prompts` also `prompt`, text.
 
     Raises:
         InputError: no conversation's answer begins within `max_length`.
     """
 
     def read(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pieces, firsts = [], []
+        pieces, firsts, asked = [], [], []
         for messages in columns["messages"]:
             prompt, answer = chat_tokens(messages, tokenizer)
             if len(prompt) < max_length and answer:
                 pieces.append(np.array([*prompt, *answer][:max_length], dtype=np.int32))
                 firsts.append(len(prompt))
-        return _examples(pieces, firsts)
+                asked.append(prompt_text(messages))
+        return _examples(pieces, firsts) | ({"prompt": asked} if prompts else {})
 
-    encoded = _map(table, read, tokenizer, ("chat", max_length, tokenizer.chat_template))
+    how = ("chat", max_length, tokenizer.chat_template, *(["prompts"] if prompts else []))
+    features = Features({**_FEATURES, "prompt": Value("string")}) if prompts else _FEATURES
+    encoded = _map(table, read, tokenizer, how, features)
     if len(encoded) == 0:
         raise InputError(
             f"in none of {len(table)} conversations the answer begins within {max_length} tokens; raise task.max_length"
@@ -171,14 +176,20 @@ def _examples(pieces: list[Array], firsts: list[int] | None = None) -> dict[str,
     return {"input_ids": pieces, "first": firsts or [1] * len(pieces), "length": [len(piece) for piece in pieces]}
 
 
-def _map(table: Dataset, function: Any, tokenizer: PreTrainedTokenizerBase, how: tuple[Any, ...]) -> Dataset:  # noqa: ANN401
+def _map(
+    table: Dataset,
+    function: Any,  # noqa: ANN401
+    tokenizer: PreTrainedTokenizerBase,
+    how: tuple[Any, ...],
+    features: Features = _FEATURES,
+) -> Dataset:
     rules = (tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, __version__)
     identity = (table._fingerprint, rules, how)
     encoded = table.map(
         function,
         batched=True,
         remove_columns=table.column_names,
-        features=_FEATURES,
+        features=features,
         load_from_cache_file=True,  # stages and later runs read the same examples
         keep_in_memory=not table.cache_files,
         new_fingerprint=Hasher.hash(identity),

@@ -30,12 +30,13 @@ from limbeck.errors import InputError
 from limbeck.objectives import Shapes, Term, build_terms
 from limbeck.progress import say
 from limbeck.recipe.schema import Recipe
+from limbeck.rules.answers import AnswerRules
 from limbeck.signals import SignalSource, Wanted
 from limbeck.students.language_model import language_model
 from limbeck.tasks import Task, collate, encode
 from limbeck.tasks.causal_lm import CausalBatches
 from limbeck.tasks.masked_lm import TEXT_LENGTH, MaskedBatches, encode_corpus
-from limbeck.teachers import LiveTeacher
+from limbeck.teachers import LiveTeacher, RuledWords
 from limbeck.training.on_policy import OwnAnswers
 from limbeck.training.phases import Phase, kept_layers, phases_of
 from limbeck.training.words import encode_language, language_metrics, sample
@@ -49,11 +50,13 @@ class Teaching:
         knowledge: what the teacher said about the transfer set.
         teacher: the teacher's model, for signals of every token.
         general: the language model that teaches the stages on plain text.
+        rules: about answers; that the words of a teacher which runs along are held to.
     """
 
     knowledge: SignalSource | None = None
     teacher: Checkpoint | None = None
     general: Checkpoint | None = None
+    rules: AnswerRules | None = None
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Lesson:
     def close(self) -> None:
         """Leave the models as they were."""
         for each in (self.words, self.source):
-            if isinstance(each, (WordsAt, StatesAt, LiveTeacher)):
+            if isinstance(each, (WordsAt, StatesAt, LiveTeacher, RuledWords)):
                 each.close()
 
 
@@ -156,7 +159,8 @@ def plan_stages(
             continue
         assert teacher is not None
         _check_insides(phase, task, student, mine, teacher, its, 1 if phase.stage.on_text else len(teachers))
-        if recipe.rules is not None and not phase.stage.on_text and its.by_token and its.logits:
+        labels = recipe.task.kind != "causal-lm"  # whose teacher's words are held to the rules wherever they are said
+        if recipe.rules is not None and labels and not phase.stage.on_text and its.by_token and its.logits:
             raise InputError(
                 f"stage '{phase.stage.name}' learns from the teacher's layers and its outputs at once, straight from "
                 "the teacher, whose outputs no rules have corrected; make two stages of it, or drop rules"
@@ -223,7 +227,7 @@ def prepare_lesson(
         precision = hardware.pick_precision(recipe.training_of(phase.stage).precision)
         source = LiveTeacher(teacher.model, its, precision, causal)
     if causal:
-        return _about_language(phase, student, recipe, splits, terms, mine, source)
+        return _about_language(phase, student, recipe, splits, terms, mine, source, teaching.rules)
     if on_text:
         return _about_text(phase, student, recipe, splits, terms, mine, source, teacher)
     tokenizer = student.tokenizer
@@ -295,11 +299,16 @@ def _about_language(
     terms: list[Term],
     mine: Wanted,
     source: SignalSource | None,
+    rules: AnswerRules | None,
 ) -> Lesson:
     section, own = phase.stage.on_policy, None
     if section is not None:
         mixed = source.model if section.teacher_share and isinstance(source, LiveTeacher) else None
         own = OwnAnswers(section, student.tokenizer, recipe.seed, mixed)
+    table = splits.train if phase.stage.on == "train" else splits.transfer
+    learn = encode_language(table, student, recipe.task, prompts=rules is not None)
+    if rules is not None and isinstance(source, LiveTeacher):
+        source = RuledWords(source, rules.of(student), learn["prompt"])
     watched = encode_language(splits.validation, student, recipe.task)
     return Lesson(
         model=student.model,
@@ -307,7 +316,7 @@ def _about_language(
         source=source,
         wanted=mine,
         words=StatesAt(student.model),
-        learn=encode_language(splits.train if phase.stage.on == "train" else splits.transfer, student, recipe.task),
+        learn=learn,
         validate=sample(watched, max(1, recipe.evaluation.examples // 2), recipe.seed),
         collate=lambda epoch: CausalBatches(student.tokenizer),
         metrics=language_metrics,

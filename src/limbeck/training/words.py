@@ -15,19 +15,21 @@ from limbeck.knowledge import WordStore, label_words, words_format
 from limbeck.progress import say
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Task
+from limbeck.rules.answers import AnswerRules
 from limbeck.tasks.causal_lm import encode_chat, encode_text
 
 TEXT_LENGTH = 512
 """Tokens of an example where the recipe does not say."""
 
 
-def encode_language(table: Dataset, checkpoint: Checkpoint, task: Task) -> Dataset:
+def encode_language(table: Dataset, checkpoint: Checkpoint, task: Task, prompts: bool = False) -> Dataset:
     """Plain text or conversations as a model's tokens; see `limbeck.tasks.causal_lm`.
 
     Args:
         table: column `text` or `messages`.
         checkpoint: the model that will read them.
         task: the recipe's: `max_length` and `packed`.
+        prompts: of conversations, keep the text that rules look at as column `prompt`.
     """
     length = max_length(checkpoint.model, checkpoint.tokenizer, task.max_length)
     if task.max_length is None:
@@ -35,7 +37,7 @@ def encode_language(table: Dataset, checkpoint: Checkpoint, task: Task) -> Datas
     with hardware.processes().main_process_first():
         if "messages" not in table.column_names:
             return encode_text(table, checkpoint.tokenizer, length, task.packed is not False)
-        encoded = encode_chat(table, checkpoint.tokenizer, length)
+        encoded = encode_chat(table, checkpoint.tokenizer, length, prompts)
     lost = len(table) - len(encoded)
     if lost:
         say(f"data: {lost} of {len(table)} conversations have no answer within {length} tokens and are left out")
@@ -49,8 +51,18 @@ def sample(encoded: Dataset, count: int, seed: int) -> Dataset:
     return encoded.select(np.sort(np.random.default_rng(seed).permutation(len(encoded))[:count]))
 
 
-def ask_for_words(recipe: Recipe, splits: Splits, teacher: Checkpoint, root: Path) -> WordStore:
-    """What the teacher says of the words that the recipe's stages learn from it, kept at their temperature."""
+def ask_for_words(
+    recipe: Recipe, splits: Splits, teacher: Checkpoint, root: Path, rules: AnswerRules | None = None
+) -> WordStore:
+    """What the teacher says of the words that the recipe's stages learn from it, kept at their temperature.
+
+    Args:
+        recipe: its stages, and what is kept.
+        splits: the examples.
+        teacher: who is asked.
+        root: the folder that holds stores.
+        rules: that the teacher is held to.
+    """
     assert recipe.teacher is not None
     assert recipe.teacher.words is not None
     words = recipe.teacher.words
@@ -58,9 +70,10 @@ def ask_for_words(recipe: Recipe, splits: Splits, teacher: Checkpoint, root: Pat
     assert stage.objectives.soft_targets is not None
     temperature = stage.objectives.soft_targets.temperature
     form = words_format(words.keep, *words.counts, words.bits, teacher.tokenizer, temperature)
-    encoded = encode_language(splits.train if stage.on == "train" else splits.transfer, teacher, recipe.task)
-    precision = hardware.pick_precision("auto")
-    return label_words(teacher, encoded, form, root, recipe.seed, recipe.teacher.batch_size, precision)
+    table = splits.train if stage.on == "train" else splits.transfer
+    encoded = encode_language(table, teacher, recipe.task, prompts=rules is not None)
+    precision, ruled = hardware.pick_precision("auto"), rules.of(teacher) if rules is not None else None
+    return label_words(teacher, encoded, form, root, recipe.seed, recipe.teacher.batch_size, precision, ruled)
 
 
 def language_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -76,7 +76,7 @@ class Watch(TrainerCallback):
     """When each update ended, and the most memory above what is held before the first."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
         self.peak: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -87,13 +87,15 @@ class Watch(TrainerCallback):
         """Note the time."""
         if hardware.device().type == "cuda":
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
         self.peak = self.memory.read()
 
     def figures(self, trainer: Any) -> dict[str, Any]:
         """What is kept of a process."""
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return {"seconds": np.diff(self.ends).tolist(), "peak_bytes": self.peak, "losses": losses}
+        seconds, of_processors = np.diff(np.array(self.ends).T).tolist()
+        figures = {"seconds": seconds, "processor_seconds": of_processors, "peak_bytes": self.peak}
+        return figures | {"losses": losses}
 
 
 def rules_of(options: argparse.Namespace, place: Path, side: str, output: str) -> recipe.Recipe:

@@ -431,7 +431,11 @@ def test_generation_is_told_in_tokens_per_second():
     assert shown["Prompt tokens/s"] == ["300", "578"]
     assert shown["Memory (MB)"] == ["12.0", "12.0"]
     assert "Latency (ms)" not in shown
-    assert all(word in printed(metrics) for word in ("Tokens/s", "prompt 578", "12.0 MB"))
+    for name in ("teacher", "student"):
+        metrics[name]["quality"]["perplexity"] = {"value": 31.2, "low": 30.1, "high": 32.2}
+    told = printed(metrics)
+    assert all(word in told for word in ("Tokens/s", "38.5", "1.9x", "Perplexity", "31.20", "KL 0.019"))
+    assert max(len(line.rstrip()) for line in told.splitlines()) <= 80
     metrics["teacher"]["speed"]["peak_bytes"] = metrics["student"]["speed"]["peak_bytes"] = None
     assert "Memory (MB)" not in {column.title for column in headline(metrics)}
 

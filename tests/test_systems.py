@@ -262,3 +262,19 @@ def test_every_system_says_what_it_is(command: Any) -> None:
     code, printed = command("methods")
     assert code == 0
     assert "tinybert" in printed
+
+
+def test_a_report_of_language_models_tells_how_fast_they_generate(command: Any, words_for: Any, tmp_path: Path) -> None:
+    words = words_for("word-kd", tmp_path / "a")
+    code, printed = command(*words, "training.epochs=1", "evaluation.speed=true", "baseline=true")
+    assert code == 0, printed
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    for name in ("teacher", "student"):
+        speed = metrics[name]["speed"]
+        for rate in ("new_tokens_per_second", "prompt_tokens_per_second"):
+            assert 0 < speed[rate]["low"] <= speed[rate]["median"] <= speed[rate]["high"]
+        assert (speed["prompt_tokens"], speed["new_tokens"], speed["batch_size"]) == (64, 16, 1)
+    assert metrics["baseline"]["speed"] is None
+    for page in ("report.html", "student/README.md"):
+        assert "New tokens/s" in (tmp_path / "a" / page).read_text()
+    assert "Tokens/s" in printed

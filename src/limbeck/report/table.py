@@ -33,17 +33,10 @@ _UNDER = {
     "Agreement": "KL",
     "Parameters": "Size (MB)",
     "Latency (ms)": "Examples/s",
-    "New tokens/s": "Prompt tokens/s",
+    "New tokens/s": "Speed-up",
 }
-_HEADS = {"Parameters": "Size", "Latency (ms)": "Speed", "New tokens/s": "Tokens/s", "Memory (MB)": "Memory"}
-_UNITS = {
-    "KL": "KL {}",
-    "Size (MB)": "{} MB",
-    "Latency (ms)": "{} ms",
-    "Examples/s": "{} /s",
-    "Prompt tokens/s": "prompt {}",
-    "Memory (MB)": "{} MB",
-}
+_HEADS = {"Parameters": "Size", "Latency (ms)": "Speed", "New tokens/s": "Tokens/s"}
+_UNITS = {"KL": "KL {}", "Size (MB)": "{} MB", "Latency (ms)": "{} ms", "Examples/s": "{} /s"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +148,8 @@ def quality_cell(metrics: Metrics, model: str, metric: str) -> Cell:
 def metrics_table(metrics: Metrics) -> Table:
     """The headline table for a terminal: one row per model, with the interval under the main metric.
 
-    Measurements share columns two by two, so that the whole fits a terminal of 80 characters.
+    Measurements share columns two by two, so that the whole fits a terminal of 80 characters; of a language model
+    some are left to the report.
 
     Args:
         metrics: a run's metrics, as in `metrics.json`.
@@ -165,9 +159,12 @@ def metrics_table(metrics: Metrics) -> Table:
     table = Table(title=title_, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("Model", style="bold")
     columns = headline(metrics)
+    titles = {column.title for column in columns}
+    left_out = {"Prompt tokens/s", "Memory (MB)"} | ({"ECE"} if "Perplexity" in titles else set())
+    beneath = {below for above, below in _UNDER.items() if above in titles}
     rows = [[Text(name_of(metrics, model).replace(", ", "\n"))] for model in models(metrics)]
     for column in columns:
-        if column.title in _UNDER.values():
+        if column.title in left_out | beneath:
             continue
         table.add_column(_HEADS.get(column.title, column.title), justify="right")
         under = next((other for other in columns if other.title == _UNDER.get(column.title)), None)

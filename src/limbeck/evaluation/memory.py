@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,18 +19,20 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._counted = self._on_gpu or (device.type == "cpu" and sys.platform == "linux")
+        self._before: int | None = None
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
-        elif self._counted:
-            ctypes.CDLL(None).malloc_trim(0)  # free memory that the process still holds would hide what is taken
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
-            self._before = _status("VmRSS")
+        elif device.type == "cpu" and sys.platform == "linux":
+            # Not every C library trims, and a sandbox may keep the marks: then the memory is not told.
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)  # free memory that the process still holds would hide what is taken
+                Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+                self._before = _status("VmRSS")
 
     def read(self) -> int | None:
         """Bytes until now; None where they cannot be told."""
-        if not self._counted:
+        if self._before is None:
             return None
         return max((torch.cuda.max_memory_allocated() if self._on_gpu else _status("VmHWM")) - self._before, 0)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+from intervals import interval
 
 from limbeck import hardware
 from limbeck.checkpoints import open_causal
@@ -133,14 +133,6 @@ def flat(entry: dict[str, Any]) -> dict[str, float]:
     """An entry's figures by name."""
     found = {key: float(entry[key]) for key in ("accuracy", "perplexity", "kl", "agreement")}
     return found | {f"lambada {key}": value for key, value in (entry["lambada"] or {}).items()}
-
-
-def interval(values: list[float]) -> dict[str, Any]:
-    """Mean and 95 % t interval over seeds."""
-    half = None
-    if len(values) > 1:
-        half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return {"mean": float(np.mean(values)), "half": half, "values": values}
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -82,6 +82,8 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remember what is held."""
         self.memory = PeakMemory(hardware.device())
+        if self.memory.read() is None:
+            raise SystemExit("this system does not tell a process's peak memory; Linux does, and CUDA")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the time."""
@@ -296,15 +298,15 @@ def summary(rounds: list[dict[str, dict[str, Any]]], tokens: list[int]) -> dict[
         rates[f"limbeck, asking and {epochs} epoch{'s' * (epochs > 1)}"] = [
             epochs / (epochs / trained + 1 / asked) for trained, asked in zip(rates["limbeck"], asking, strict=True)
         ]
-    peaks: dict[str, list[float]] = {side: [found[side]["peak_bytes"] or 0 for found in rounds] for side in TIMED}
-    peaks["limbeck, asking"] = [found["limbeck"]["asking_peak_bytes"] or 0 for found in rounds]
+    peaks: dict[str, list[float]] = {side: [found[side]["peak_bytes"] for found in rounds] for side in TIMED}
+    peaks["limbeck, asking"] = [found["limbeck"]["asking_peak_bytes"] for found in rounds]
 
     def over(values: dict[str, list[float]]) -> dict[str, Any]:
         return {
             f"{ours} over {theirs}": spread([a / b for a, b in zip(values[ours], values[theirs], strict=True)])
             for ours in values
             for theirs in PEERS
-            if ours not in PEERS and all(values[theirs])
+            if ours not in PEERS
         }
 
     return {

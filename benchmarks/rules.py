@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t
+from intervals import interval
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import limbeck
@@ -160,12 +160,6 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     entry["over the plain student"] = interval(gains)
                 found.append(entry)
     return found
-
-
-def interval(values: list[float]) -> dict[str, Any]:
-    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
-    half = None if spread is None else float(t.ppf(0.975, len(values) - 1) * spread)
-    return {"mean": float(np.mean(values)), "half": half, "values": values}
 
 
 # --- text ---------------------------------------------------------------------------------------------------------

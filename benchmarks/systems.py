@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+from intervals import interval
 
 from limbeck import hardware
 
@@ -200,14 +200,6 @@ def run(group: str, name: str, model: str, task: str, seed: int, options: argpar
         "steps": sum(max(e["step"] for e in h) for h in metrics["training"]["student"]["history"].values()),
         **parameters(folder / "student"),
     }
-
-
-def interval(values: list[float]) -> dict[str, Any]:
-    """Mean and 95 % t interval over seeds."""
-    mean = float(np.mean(values))
-    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    half = float(t.ppf(0.975, len(values) - 1) * spread) if len(values) > 1 else None
-    return {"mean": mean, "half": half, "values": values}
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

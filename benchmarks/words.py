@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.stats import t
+from intervals import interval
 
 from limbeck import hardware
 from limbeck.anatomy import StatesAt
@@ -189,12 +189,6 @@ def rates(teacher: Any, batch: dict[str, torch.Tensor], vocabulary: int, rounds:
             times[name].append((between - started, time.perf_counter() - between))
     medians = {name: np.median(np.array(each), 0) for name, each in times.items()}
     return {name: {"pack": count / float(each[0]), "unpack": count / float(each[1])} for name, each in medians.items()}
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean and half of a 95 % t interval."""
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "half": float(half)}
 
 
 def main() -> None:

@@ -141,7 +141,7 @@ def results() -> str:
         "",
         f"Movie-review sentences, {size['train']:,} to train on and {size['test']:,} to test on; means over {seeds} "
         "seeds (split, teacher and student) with 95 % t intervals; latency at batch size 1, throughput at 32, on "
-        f"{_machine(found)}. The teacher's outputs add {100 * gain['mean']:.1f} points of agreement "
+        f"{language_tables.machine(found)}. The teacher's outputs add {100 * gain['mean']:.1f} points of agreement "
         f"({100 * gain['low']:.1f} to {100 * gain['high']:.1f}) over the same student trained on the labels alone, and "
         f"{100 * right['mean']:.1f} of accuracy ({100 * right['low']:.1f} to {100 * right['high']:.1f}). "
         "By `python benchmarks/demo_seeds.py`.",
@@ -162,7 +162,7 @@ def speed() -> str:
         "run) than TextBrewer 0.2.1's `GeneralDistiller` set up as in its own SST-2 notebook, which pads every "
         "sentence to 128 tokens. Given batches padded to their own longest sentence, TextBrewer takes "
         f"{dynamic['median']:.1f} times as long ({dynamic['low']:.1f} to {dynamic['high']:.1f}). "
-        f"On {_machine(found)}, by `python benchmarks/peer_textbrewer.py`."
+        f"On {language_tables.machine(found)}, by `python benchmarks/peer_textbrewer.py`."
     )
 
 
@@ -180,7 +180,7 @@ def language_speed() -> str:
         f"**{fast['median']:.1f} times faster** ({fast['low']:.1f} to {fast['high']:.1f}) than TRL "
         f"{job['versions']['trl']}'s `GKDTrainer` on the same text with the same loss, {three['median']:.1f} times "
         f"over three epochs with the asking counted, in {small['median']:.0%} of its memory above the weights; see "
-        f"[the whole table](docs/systems/sequence.md#against-trl). On {_machine(job)}, by "
+        f"[the whole table](docs/systems/sequence.md#against-trl). On {language_tables.machine(job)}, by "
         "`python benchmarks/peer_trl.py`."
     )
 
@@ -224,14 +224,14 @@ def evidence(name: str) -> str:
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for entry in rows:
-            cells = [_spread(entry[key]) for key in ("accuracy", "retention", "agreement")]
+            cells = [language_tables.percent(entry[key]) for key in ("accuracy", "retention", "agreement")]
             cells += [_points(entry.get(f"over {control}")) for control in CONTROLS]
             cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}", str(len(entry["seeds"]))]
             lines.append(f"| {entry['system']} | {' | '.join(cells)} |")
         lines += ["", "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed.", ""]
     if not lines:
         return "Not measured yet."
-    return "\n".join([*lines, f"On {_machine(found)}, by `python benchmarks/systems.py`."])
+    return "\n".join([*lines, f"On {language_tables.machine(found)}, by `python benchmarks/systems.py`."])
 
 
 def costs() -> str:
@@ -250,15 +250,10 @@ def costs() -> str:
             "",
             f"Reading the last layer's queries, keys and values adds {hooks:.1f} ms to a forward pass of "
             f"{capture['bare']:.0f} ms, `output_attentions=True` {attentions:.0f} ms (32 texts of 128 tokens, "
-            f"all-MiniLM-L6-v2). Medians of one interleaved run on {_machine(found)}, "
+            f"all-MiniLM-L6-v2). Medians of one interleaved run on {language_tables.machine(found)}, "
             "by `python benchmarks/step_cost.py`.",
         ]
     )
-
-
-def _spread(figure: dict[str, Any]) -> str:
-    half = "" if figure["half"] is None else f" ± {100 * figure['half']:.1f}"
-    return f"{100 * figure['mean']:.1f}{half} %"
 
 
 def _points(figure: dict[str, Any] | None) -> str:
@@ -290,11 +285,6 @@ def page(text: str) -> str:
 def _percent(figure: dict[str, float]) -> str:
     half = 100 * (figure["high"] - figure["mean"])
     return f"{100 * figure['mean']:.1f} ± {half:.1f} %"
-
-
-def _machine(found: dict[str, Any]) -> str:
-    machine = found["machine"]
-    return f"{machine['cores']} cores of {machine['gpu'] or machine['cpu']} ({machine['precision']})"
 
 
 def readme(text: str) -> str:

@@ -54,9 +54,9 @@ def students(found: dict[str, Any]) -> str:
     rows.append([*cells, ""])
     for each in found["table"]:
         cells = [each["row"], _span(each["kl"], 3), _span(each["perplexity"], 1)]
-        cells += [_percent(each[key]) for key in ("accuracy", "agreement")]
+        cells += [percent(each[key]) for key in ("accuracy", "agreement")]
         if lambada:
-            cells += [_percent(each["lambada acc"]), _span(each["lambada perplexity"], 0)]
+            cells += [percent(each["lambada acc"]), _span(each["lambada perplexity"], 0)]
         rows.append([*cells, str(len(each["seeds"]))])
     note = (
         f"{found['tokens']:,} tokens of Wikipedia in examples of {found['length']}, batches of {found['batch_size']}, "
@@ -72,7 +72,7 @@ def label_rules(found: dict[str, Any]) -> str:
         return "Not measured yet."
     rows = [["", "test", "use", "accuracy", "breaks a hard rule", "breaks a soft rule", "over the plain student"]]
     for each in found["labels"]["table"]:
-        cells = [_percent(each[key]) for key in ("accuracy", "hard", "soft")]
+        cells = [percent(each[key]) for key in ("accuracy", "hard", "soft")]
         gain = each.get("over the plain student")
         points = "" if gain is None else f"{100 * gain['mean']:+.1f}{_half(gain, 100, 1)}"
         rows.append([each["model"], each["test"], each["use"], *cells, points])
@@ -166,5 +166,6 @@ def _range(figure: dict[str, float] | None, unit: str) -> str:
     return f"{figure['median']:.2f}{unit} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 
-def _percent(figure: dict[str, Any]) -> str:
+def percent(figure: dict[str, Any]) -> str:
+    """A mean over seeds with its interval, in per cent."""
     return f"{100 * figure['mean']:.1f}{_half(figure, 100, 1)} %"

@@ -141,7 +141,8 @@ def speed_terms(metrics: Metrics) -> str | None:
         if values:
             usual = Counter(values.values()).most_common(1)[0][0]
             others = [f"{name_of(metrics, name)}: {value}" for name, value in values.items() if value != usual]
-            parts.append(words.format(usual) + (f" ({', '.join(others)})" if others else ""))
+            said = "1 thread" if (key, usual) == ("threads", 1) else words.format(usual)
+            parts.append(said + (f" ({', '.join(others)})" if others else ""))
     note = f"speed-up is {by}" if "teacher" in speeds else ""
     return "; ".join([*parts, note] if note else parts) + "."
 
@@ -150,7 +151,7 @@ def machine(metrics: Metrics) -> str:
     """The machine in one line."""
     about = metrics.get("machine") or {}
     parts = [str(about[key]) for key in ("gpu", "cpu") if about.get(key)]
-    parts += [f"{about[key]} {key}" for key in ("cores", "threads") if about.get(key)]
+    parts += [f"{about[key]} {key if about[key] > 1 else key[:-1]}" for key in ("cores", "threads") if about.get(key)]
     parts += [str(about["system"])] if about.get("system") else []
     parts += [f"{key} {about[key]}" for key in ("python", "torch") if about.get(key)]
     # What `precision: auto` means here; the models' own precisions stand beside their speeds.

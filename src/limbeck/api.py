@@ -25,6 +25,7 @@ from limbeck.checkpoints import (
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.evaluation.harness import measure, plan_benchmarks
+from limbeck.examples import some_texts
 from limbeck.exporting import export_model
 from limbeck.files import full_disk_explained
 from limbeck.generation import Answers
@@ -142,6 +143,7 @@ def evaluate(
     task: str = "classification",
     text: str | list[str] | None = None,
     label: str | list[str] | None = None,
+    features: list[str] | None = None,
     max_length: int | None = None,
     seed: int = 0,
     rules: str | Path | None = None,
@@ -156,6 +158,7 @@ def evaluate(
         task: `classification`, `multi-label` or `regression`.
         text: the text column or columns; inferred when not given.
         label: the label column or columns; inferred when not given.
+        features: the columns of a table of numbers and names; inferred where all are numbers.
         max_length: tokens kept of an example.
         seed: fixes the resamples.
         rules: a rules file; each model is measured without it and held to it.
@@ -165,7 +168,7 @@ def evaluate(
         What `metrics.json` says of each model, under `student` and `teacher`; see docs/metrics.md.
     """
     objects: dict[str, Any] = {}
-    source = {"train": _name_data(data, objects), "text": text, "label": label}
+    source = {"train": _name_data(data, objects), "text": text, "label": label, "features": features}
     checked = recipe_room.load(
         "fine-tune", {"student": "unused", "output": "unused", "task.kind": task, "data": source}
     )
@@ -179,7 +182,7 @@ def evaluate(
     models: dict[str, Asked] = {}
     for name in ("teacher", "student"):
         if name in opened:
-            check_tokenizer(opened[name], test["text"][:200])
+            check_tokenizer(opened[name], some_texts(test))
             models[name] = HuggingFaceModel(opened[name], resolved, max_length)
     evaluation = Evaluation(**settings)
     return {

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Features
 
@@ -45,3 +46,8 @@ def describe_shards(folder: Path, features: Features, files: list[str], fingerpr
         "_split": None,
     }
     write_json(folder / "state.json", state)
+
+
+def fixed_rows(values: np.ndarray) -> pa.Array:
+    """A matrix as one list of fixed length a row."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,21 +24,71 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as _IMAGES,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as _TEXTS,
+)
 from transformers.utils import logging as transformers_logging
 
 from limbeck.errors import InputError
 from limbeck.gguf import find_gguf, open_gguf
-from limbeck.tasks.task import Task
+from limbeck.tasks.features import FeatureProcessor
+from limbeck.tasks.task import Inputs, Task
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 class Checkpoint(NamedTuple):
-    """A model with the tokenizer it reads with."""
+    """A model with what it reads with: a tokenizer, an image processor or a `FeatureProcessor`."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     name: str
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor of a model that reads text."""
+        tokenizer: PreTrainedTokenizerBase = self.processor
+        return tokenizer
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model reads."""
+        if isinstance(self.processor, FeatureProcessor):
+            return "features"
+        return "image" if isinstance(self.processor, BaseImageProcessor) else "text"
+
+
+class _Kind(NamedTuple):
+    """How models of a kind are opened."""
+
+    what: str
+    model: Any
+    processor: Any
+    options: dict[str, Any]
+    """The processor's."""
+
+
+TEXTS = _Kind("a sequence classifier", AutoModelForSequenceClassification, AutoTokenizer, {})
+# Of the two ways to read an image the one that needs no torchvision, so that answers are the same everywhere.
+IMAGES = _Kind("an image classifier", AutoModelForImageClassification, AutoImageProcessor, {"backend": "pil"})
+FEATURES = _Kind("a classifier of features", AutoModel, FeatureProcessor, {})
+MASKED = _Kind("a masked language model", AutoModelForMaskedLM, AutoTokenizer, {})
+CAUSAL = _Kind("a causal language model", AutoModelForCausalLM, AutoTokenizer, {})
+
+
+def _kind_of(config: PreTrainedConfig) -> _Kind:
+    """What a classifier reads: by the class that it was saved as, else by what its architecture is for."""
+    if getattr(config, "reads", None) == "features":
+        return FEATURES
+    saved = " ".join(config.architectures or [])
+    if "ForImageClassification" in saved:
+        return IMAGES
+    images_alone = config.model_type in _IMAGES and config.model_type not in _TEXTS
+    return IMAGES if images_alone and "ForSequenceClassification" not in saved else TEXTS
 
 
 @contextmanager
@@ -83,7 +136,7 @@ def open_classifier(
     trust_remote_code: bool = False,
     head: dict[str, Any] | None = None,
 ) -> Checkpoint:
-    """A sequence classifier with its tokenizer, in float32.
+    """A classifier of texts, images or features with what it reads with, in float32.
 
     Args:
         name: a folder or a name on the hub.
@@ -93,10 +146,12 @@ def open_classifier(
             a checkpoint whose head was never trained is refused.
 
     Raises:
-        InputError: see `open_config`; no tokenizer; weights that do not fit the configuration; an untrained head.
+        InputError: see `open_config`; no tokenizer or other processor; weights that do not fit the configuration; an
+            untrained head.
     """
-    kind, options = AutoModelForSequenceClassification, {"ignore_mismatched_sizes": head is not None, **(head or {})}
-    checkpoint, missing = _open(name, kind, "a sequence classifier", revision, trust_remote_code, **options)
+    kind = _kind_of(open_config(name, revision, trust_remote_code))
+    options = {"ignore_mismatched_sizes": head is not None, **(head or {})}
+    checkpoint, missing = _open(name, kind, revision, trust_remote_code, **options)
     if head is None and missing:
         raise InputError(
             f"'{name}' was never trained to classify ({', '.join(missing[:3])} missing); train it first: "
@@ -119,7 +174,7 @@ def open_language_model(
     Raises:
         InputError: see `open_config`; no tokenizer; weights that do not fit the configuration; an untrained head.
     """
-    checkpoint, missing = _open(name, AutoModelForMaskedLM, "a masked language model", revision, trust_remote_code)
+    checkpoint, missing = _open(name, MASKED, revision, trust_remote_code)
     if head and missing:
         raise InputError(
             f"'{name}' was never trained to fill in words ({', '.join(missing[:3])} missing); train it first: "
@@ -158,8 +213,7 @@ def open_causal(name: str, revision: str | None = None, trust_remote_code: bool 
 
 
 def _open_causal_folder(name: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
-    what = "a causal language model"
-    checkpoint, missing = _open(name, AutoModelForCausalLM, what, revision, trust_remote_code)
+    checkpoint, missing = _open(name, CAUSAL, revision, trust_remote_code)
     if missing:
         raise InputError(
             f"'{name}' was never trained to write text ({', '.join(missing[:3])} missing); give the causal language "
@@ -185,26 +239,25 @@ def open_for(task: Task, name: str) -> Checkpoint:
 
 def _open(
     name: str,
-    kind: Any,  # noqa: ANN401
-    what: str,
+    kind: _Kind,
     revision: str | None,
     trust_remote_code: bool,
     **options: Any,  # noqa: ANN401
 ) -> tuple[Checkpoint, list[str]]:
-    """The opened model with its tokenizer, and the names of weights that its files lack."""
+    """The opened model with its processor, and the names of weights that its files lack."""
     open_config(name, revision, trust_remote_code)
     where, common = place(name), {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(where, **common)
-            model, loading = kind.from_pretrained(
+            processor = kind.processor.from_pretrained(where, **common, **kind.options)
+            model, loading = kind.model.from_pretrained(
                 where, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **common, **options
             )
     except InputError:
         raise
     except Exception as error:  # missing or broken files; transformers raises a dozen kinds
-        raise InputError(f"'{name}' does not open as {what}: {_reason(error)}") from None
-    return Checkpoint(model, tokenizer, name), sorted(loading["missing_keys"])
+        raise InputError(f"'{name}' does not open as {kind.what}: {_reason(error)}") from None
+    return Checkpoint(model, processor, name), sorted(loading["missing_keys"])
 
 
 def place(name: str) -> str:
@@ -242,11 +295,13 @@ def ends_of(checkpoint: Checkpoint) -> list[int]:
 
 
 def check_tokenizer(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
-    """Refuse a tokenizer that does not belong to the model.
+    """Refuse a tokenizer that does not belong to the model; of other processors nothing is asked.
 
     Raises:
         InputError: more tokens than embeddings, no padding token, or most of the text unknown.
     """
+    if checkpoint.inputs != "text":
+        return
     model, tokenizer, name = checkpoint
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:

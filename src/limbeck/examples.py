@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from limbeck import data
 from limbeck.checkpoints import Checkpoint, label_names
-from limbeck.data import Splits
+from limbeck.data import Columns, Splits
 from limbeck.errors import InputError
 from limbeck.progress import say
 from limbeck.recipe import Recipe
@@ -33,7 +33,7 @@ def labelled(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoi
     raw = data.read_all(recipe.data, objects)
     columns = data.find_columns(raw.train, recipe.data)
     if columns.inferred:
-        say(f"data: text is column {' and '.join(columns.text)}, label is column {', '.join(columns.label)}")
+        say(f"data: {told(columns)}, label is column {', '.join(columns.label)}")
     known = label_names(teachers[0].model.config) if teachers else None
     task = data.resolve_task(raw.train, columns, recipe.task.kind, recipe.task.labels, known)
     task.main_metric(recipe.evaluation.metric)
@@ -42,6 +42,13 @@ def labelled(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoi
         corpus = data.read_corpus(recipe.data.corpus, objects)
         splits.corpus, splits.corpus_held = data.split_corpus(corpus, HELD_LINES, recipe.seed)
     return task, splits
+
+
+def told(columns: Columns) -> str:
+    """What an example is made of, in words."""
+    if columns.kind == "features":
+        return f"features are {len(columns.inputs)} columns"
+    return f"{columns.kind} is column {' and '.join(columns.inputs)}"
 
 
 def words(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
@@ -118,7 +125,7 @@ def texts_for_width(recipe: Recipe, objects: Mapping[str, Any]) -> list[str] | N
 
 
 def some_texts(table: Dataset) -> list[str]:
-    """The first texts of a table, to try a tokenizer on."""
+    """The first texts of a table, to try a tokenizer on; none of a table without text."""
     if "messages" in table.column_names:
         return [turn["content"] for messages in table["messages"][:200] for turn in messages]
-    return list(table["text"][:200])
+    return list(table["text"][:200]) if "text" in table.column_names else []

@@ -12,6 +12,7 @@ from datasets import Dataset
 from limbeck import hardware
 from limbeck.errors import InputError
 from limbeck.files import read_json, write_atomic, write_json
+from limbeck.images import image_bytes, is_image
 from limbeck.recipe import Recipe, dump
 from limbeck.rules.file import standalone
 
@@ -121,7 +122,7 @@ def table_fingerprint(table: Dataset) -> str:
     """SHA-256 of a table's values, column by column."""
     digest = hashlib.sha256()
     for column in table.column_names:
-        for value in table[column]:
+        for value in image_bytes(table, column) if is_image(table, column) else table[column]:
             digest.update(repr(value).encode())
     return digest.hexdigest()
 

@@ -21,6 +21,7 @@ from limbeck.tasks.causal_lm import chat_tokens
 
 LOOKED_AT = 1000
 """Training answers that are tried against the rules."""
+_READ = {"text": "text", "image": "images", "features": "tables of features"}
 
 
 def teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
@@ -129,8 +130,15 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> No
     """Refuse models that do not go together.
 
     Raises:
-        InputError: a teacher trained for another task; a student larger than its teachers.
+        InputError: a model that reads something else than the examples are; a teacher trained for another task; a
+            student larger than its teachers.
     """
+    for checkpoint in [*teachers, student]:
+        if checkpoint.inputs != task.inputs:
+            raise InputError(
+                f"'{checkpoint.name}' reads {_READ[checkpoint.inputs]}, and the examples are {_READ[task.inputs]}; "
+                "give another model, or name the columns by data.text, data.image or data.features"
+            )
     for teacher in teachers:
         config = teacher.model.config
         if config.problem_type not in (None, task.config.get("problem_type")):

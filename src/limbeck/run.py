@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from limbeck import data, examples, hardware, opening
@@ -57,13 +57,13 @@ class Run:
         folder: everything that the run wrote.
         metrics: the content of `metrics.json`; empty on processes other than the first.
         model: the student (of `train`: the model).
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; of a student of images or features its processor.
     """
 
     folder: Path
     metrics: dict[str, Any]
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
 
     @property
     def report(self) -> Path:
@@ -120,12 +120,12 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
         trained = train(recipe, ready, knowledge)
         name, main = next(iter(trained.items()))
         if not hardware.processes().is_main_process:
-            return Run(folder.path, {}, main.checkpoint.model, main.checkpoint.tokenizer)
+            return Run(folder.path, {}, main.checkpoint.model, main.checkpoint.processor)
         exports = _export(recipe, main.checkpoint, folder.path / name, ready.task)
         metrics = measure(recipe, ready, knowledge, trained, exports, folder)
         write_card(metrics, dump(recipe), folder.path / name)
         write_report(metrics, dump(recipe), folder.report)
-        return Run(folder.path, metrics, main.checkpoint.model, main.checkpoint.tokenizer)
+        return Run(folder.path, metrics, main.checkpoint.model, main.checkpoint.processor)
 
 
 def _export(recipe: Recipe, student: Checkpoint, folder: Path, task: Task) -> dict[str, Path]:
@@ -155,7 +155,9 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     else:
         task, splits = examples.labelled(recipe, objects, teachers)
         texts = examples.some_texts(splits.train)
-        student = build_student(recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts)
+        student = build_student(
+            recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts, splits.train
+        )
         label_rules, answer_rules = opening.rules(recipe, task, splits.transfer, splits.test), None
     for notice in splits.notices:
         say(f"data: {notice}")
@@ -253,9 +255,9 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | W
         say("data: no label column; the teacher is asked about every text")
         columns = data.find_columns(table, recipe.data, labelled=False)
         teachers = opening.teachers(recipe, objects)
-        task = Task(recipe.task.kind, label_names(teachers[0].model.config), pair=len(columns.text) == 2)
+        task = data.task_about(recipe.task.kind, label_names(teachers[0].model.config), columns)
         texts = data.labelled_table(table, columns, task, "train")
-        check_tokenizer(teachers[0], texts["text"][:200])
+        check_tokenizer(teachers[0], examples.some_texts(texts))
         teacher: Asked = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
         rules = opening.rules(recipe, task, texts)
         if rules is not None:

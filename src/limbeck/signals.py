@@ -54,6 +54,8 @@ class Signals:
         keys: likewise.
         values: likewise.
         scores: attention scores before softmax and padding mask [B, h, n, n]; -inf where the architecture never looks.
+        heads: of a student with a head for `labels` and one for the `teacher`, whose logits are the mean of both:
+            each one's own logits [B, C].
         at_words: of a causal language model's teacher: what it says about the words at the batch's `positions`.
     """
 
@@ -65,6 +67,7 @@ class Signals:
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
     at_words: WordSource | None = None
+    heads: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class WordSource(Protocol):

@@ -3,7 +3,7 @@
 from limbeck.data.chat import ROW, has_answers, is_chat, read_chat, read_chat_or_prompts, without_answers
 from limbeck.data.columns import Columns, find_columns, label_column
 from limbeck.data.corpus import read_corpus, split_corpus
-from limbeck.data.labels import resolve_task
+from limbeck.data.labels import resolve_task, task_about
 from limbeck.data.reading import RawData, read, read_all
 from limbeck.data.splitting import Splits, add_unlabelled, labelled_table, split
 
@@ -26,5 +26,6 @@ __all__ = [
     "resolve_task",
     "split",
     "split_corpus",
+    "task_about",
     "without_answers",
 ]

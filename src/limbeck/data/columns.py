@@ -1,15 +1,17 @@
-"""Which columns hold the text and the label."""
+"""Which columns hold the inputs and the label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, Value
 
 from limbeck.errors import InputError
+from limbeck.images import is_image
 from limbeck.recipe.schema import Data
 from limbeck.recipe.sections import nearest
+from limbeck.tasks.task import Inputs
 
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -27,10 +29,18 @@ LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names: one or two of text, and one of labels (several for 0/1 tables; none where there are no labels)."""
+    """Column names of inputs, and of labels (several for 0/1 tables; none where there are no labels).
 
-    text: tuple[str, ...]
+    Attributes:
+        inputs: one or two of text, one of images, or those of the features.
+        label: the labels'.
+        kind: what the inputs are.
+        inferred: those that the recipe does not state.
+    """
+
+    inputs: tuple[str, ...]
     label: tuple[str, ...]
+    kind: Inputs = "text"
     inferred: tuple[str, ...] = ()
 
 
@@ -41,14 +51,15 @@ def find_columns(table: Dataset, data: Data, labelled: bool = True) -> Columns:
         InputError: a stated column is missing, or nothing can be inferred; the message lists the table's columns.
     """
     names = table.column_names
-    stated_text = (data.text,) if isinstance(data.text, str) else tuple(data.text or ())
+    stated = _stated(data)
+    if len(stated) > 1:
+        raise InputError(f"{' and '.join(f'data.{kind}' for kind in stated)} are given; an example is one of them")
+    kind, columns = next(iter(stated.items()), (None, ()))
+    if kind == "text" and len(columns) > 2:
+        raise InputError(f"data.text names {len(columns)} columns ({', '.join(columns)}); one or two make an example")
     stated_label = (data.label,) if isinstance(data.label, str) else tuple(data.label or ())
-    if len(stated_text) > 2:
-        raise InputError(
-            f"data.text names {len(stated_text)} columns ({', '.join(stated_text)}); one or two make an example"
-        )
-    for key, stated in (("text", stated_text), ("label", stated_label if labelled else ())):
-        for name in stated:
+    for key, given in ((kind, columns), ("label", stated_label if labelled else ())):
+        for name in given:
             if name not in names:
                 raise InputError(f"data.{key} names column '{name}', which is not in the data; {nearest(name, names)}")
     label = stated_label if labelled else ()
@@ -56,18 +67,52 @@ def find_columns(table: Dataset, data: Data, labelled: bool = True) -> Columns:
         label = label_column(table)
         if not label:
             raise InputError(f"cannot tell the label column among {', '.join(names)}; add data.label=NAME")
-    text = stated_text or _infer_text(table, label)
-    for name in text:
-        if not _is_text(table, name):
-            kind = getattr(table.features[name], "dtype", table.features[name])
-            raise InputError(f"text column '{name}' holds {kind}, not text; add data.text=NAME")
-    inferred = (() if stated_text else text) + (() if stated_label else label)
-    return Columns(text, label, inferred)
+    inferred = () if stated_label else label
+    if kind is None:
+        kind, columns = _infer_inputs(table, label)
+        inferred = columns + inferred
+    _check_types(table, kind, columns)
+    if kind == "features":
+        columns = tuple(name for name in columns if name not in label)
+    return Columns(columns, label, kind, inferred)
+
+
+def _stated(data: Data) -> dict[Inputs, tuple[str, ...]]:
+    """The columns that the recipe names, by what they hold."""
+    given: dict[Inputs, list[str] | str | None] = {"text": data.text, "image": data.image, "features": data.features}
+    return {kind: (each,) if isinstance(each, str) else tuple(each) for kind, each in given.items() if each}
+
+
+def _check_types(table: Dataset, kind: Inputs, columns: tuple[str, ...]) -> None:
+    """Refuse columns that hold something else than they are said to."""
+    for name in columns:
+        held = getattr(table.features[name], "dtype", table.features[name])
+        if kind == "text" and not _is_text(table, name):
+            raise InputError(f"text column '{name}' holds {held}, not text; add data.text=NAME")
+        if kind == "image" and not is_image(table, name):
+            raise InputError(
+                f"image column '{name}' holds {held}, not images; give a folder of class folders, an .npz file of "
+                "arrays, or a table saved by datasets with an Image column"
+            )
+        if kind == "features" and not isinstance(table.features[name], (Value, ClassLabel)):
+            raise InputError(f"feature column '{name}' holds {held}; one number or name a row is read")
 
 
 def label_column(table: Dataset) -> tuple[str, ...]:
     """The label column by its usual names, or none."""
     return _only(name for name in LABELS if name in table.column_names)
+
+
+def _infer_inputs(table: Dataset, label: tuple[str, ...]) -> tuple[Inputs, tuple[str, ...]]:
+    """What an example is made of, and the columns that hold it."""
+    names = [name for name in table.column_names if name not in label]
+    images = _only(name for name in names if is_image(table, name))
+    if images:
+        return "image", images
+    numbers = [name for name in names if _is_number(table, name)]
+    if numbers and numbers == names:
+        return "features", tuple(names)
+    return "text", _infer_text(table, label)
 
 
 def _infer_text(table: Dataset, label: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,7 +126,10 @@ def _infer_text(table: Dataset, label: tuple[str, ...]) -> tuple[str, ...]:
     strings = [name for name in names if _is_text(table, name) and name not in label]
     if len(strings) == 1:
         return (strings[0],)
-    raise InputError(f"cannot tell the text column among {', '.join(names)}; add data.text=NAME (or two for pairs)")
+    raise InputError(
+        f"cannot tell the text column among {', '.join(names)}; add data.text=NAME (two for pairs), or "
+        "data.features=[NAME, ...] for a table of numbers and names"
+    )
 
 
 def _only(names: Iterable[str]) -> tuple[str, ...]:
@@ -91,3 +139,8 @@ def _only(names: Iterable[str]) -> tuple[str, ...]:
 def _is_text(table: Dataset, name: str) -> bool:
     feature = table.features[name]
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _is_number(table: Dataset, name: str) -> bool:
+    feature = table.features[name]
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float"))

@@ -28,9 +28,8 @@ def resolve_task(
     Raises:
         InputError: a missing label, one class only, or label sets that differ.
     """
-    pair = len(columns.text) == 2
     if kind == "regression":
-        return _regression_task(table, columns, teacher, pair)
+        return _regression_task(table, columns, teacher)
     found = _label_names(table, columns, kind)
     generic = teacher is None or all(name == f"LABEL_{i}" for i, name in enumerate(teacher))
     numbers = all(isinstance(name, int) for name in found)
@@ -55,7 +54,13 @@ def resolve_task(
             f"the data's labels are {_listed(found)}, {whose} are {_listed(agreed)}; "
             "give a matching teacher or data, or map them with task.labels=[...]"
         )
-    return Task(kind, agreed, pair)
+    return task_about(kind, agreed, columns)
+
+
+def task_about(kind: Kind, labels: Sequence[str], columns: Columns) -> Task:
+    """The task of predicting these labels from these columns."""
+    features = columns.inputs if columns.kind == "features" else ()
+    return Task(kind, tuple(labels), columns.kind == "text" and len(columns.inputs) == 2, columns.kind, features)
 
 
 def encode_labels(table: Dataset, columns: Columns, task: Task) -> list[Any]:
@@ -87,7 +92,7 @@ def encode_labels(table: Dataset, columns: Columns, task: Task) -> list[Any]:
     return encoded
 
 
-def _regression_task(table: Dataset, columns: Columns, teacher: Sequence[str] | None, pair: bool) -> Task:
+def _regression_task(table: Dataset, columns: Columns, teacher: Sequence[str] | None) -> Task:
     if teacher is not None and len(teacher) != 1:
         raise InputError(f"task.kind is regression, but the teacher has {len(teacher)} outputs ({_listed(teacher)})")
     values = _values(table, columns)
@@ -95,7 +100,7 @@ def _regression_task(table: Dataset, columns: Columns, teacher: Sequence[str] | 
         raise InputError(f"label column '{columns.label[0]}' holds {values[0]!r}; regression needs numbers")
     if len(set(values)) < 2:
         raise InputError(f"every label in column '{columns.label[0]}' is {values[0]}; there is nothing to learn")
-    return Task("regression", (columns.label[0],), pair)
+    return task_about("regression", (columns.label[0],), columns)
 
 
 def _label_names(table: Dataset, columns: Columns, kind: Kind) -> list[int | str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
 
+from limbeck.data.arrays import read_npz
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Data, Source
 from limbeck.recipe.sections import nearest
@@ -21,6 +22,7 @@ SPLIT_NAMES = {
 }
 # Empty cells and "nan" are missing; words such as "None" and "NA" are text that people write.
 _CSV: dict[str, Any] = {"keep_default_na": False, "na_values": ["", "nan", "NaN"]}
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _CSV),
     ".tsv": ("csv", {**_CSV, "sep": "\t", "quoting": 3}),
@@ -87,17 +89,14 @@ def _open(source: Source, objects: Mapping[str, Any]) -> Dataset | DatasetDict:
         raise InputError(f"this recipe was run on a dataset in memory ({source.path}); pass data=DATASET again")
     path = Path(source.path).expanduser()
     if path.is_dir():
-        try:
-            return load_from_disk(str(path))
-        except (FileNotFoundError, ValueError):
-            raise InputError(f"{path} is a folder, but not one saved by datasets (save_to_disk)") from None
-        except IndexError:  # what datasets makes of a table without rows
-            raise InputError(f"{path} holds no examples") from None
+        return _from_folder(path)
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".xz", ".zst")]
     kind = suffixes[-1] if suffixes else ""
     if path.is_file():
+        if kind == ".npz":
+            return read_npz(path)
         if kind not in _READERS:
-            raise InputError(f"{path} ends in '{kind}'; readable are {', '.join(_READERS)} and saved datasets folders")
+            raise InputError(f"{path} ends in '{kind}'; readable are {', '.join(_READERS)}, .npz and folders")
         builder, options = _READERS[kind]
         try:
             return load_dataset(builder, data_files=str(path), split="train", **options)
@@ -107,6 +106,31 @@ def _open(source: Source, objects: Mapping[str, Any]) -> Dataset | DatasetDict:
     if kind in _READERS or source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
         raise InputError(f"no file or folder '{source.path}'; check the path")
     return _from_hub(source)
+
+
+def _from_folder(path: Path) -> Dataset | DatasetDict:
+    """What datasets saved, or images."""
+    try:
+        return load_from_disk(str(path))
+    except (FileNotFoundError, ValueError):
+        return _image_folder(path)
+    except IndexError:  # what datasets makes of a table without rows
+        raise InputError(f"{path} holds no examples") from None
+
+
+def _image_folder(path: Path) -> DatasetDict:
+    """A folder of images in folders named by class, within train, validation and test where it has these."""
+    if not any(file.suffix.lower() in IMAGES for file in path.glob("*/*")) and not any(
+        file.suffix.lower() in IMAGES for file in path.glob("*/*/*")
+    ):
+        raise InputError(
+            f"{path} is a folder, but neither one saved by datasets (save_to_disk) nor one of images in class folders"
+        )
+    try:
+        return load_dataset("imagefolder", data_dir=str(path))
+    except Exception as error:  # a folder that datasets cannot tell the classes of
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise InputError(f"{path} cannot be read as images in class folders: {reason}") from None
 
 
 def _from_hub(source: Source) -> Dataset | DatasetDict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +15,14 @@ from limbeck.data.columns import Columns
 from limbeck.data.labels import encode_labels
 from limbeck.data.reading import RawData
 from limbeck.errors import InputError
+from limbeck.images import image_bytes
+from limbeck.tasks.features import is_nominal
 from limbeck.tasks.task import Task
 
 
 @dataclass
 class Splits:
-    """The examples of a run; columns `text`, `text_pair` for pairs, and `label`.
+    """The examples of a run; the task's columns and `label`.
 
     Attributes:
         train: labelled examples to learn from.
@@ -62,8 +66,8 @@ def split(raw: RawData, columns: Columns, task: Task, seed: int) -> Splits:
             train, parts[name] = _cut(train, round(part * total), task, seed, name, notices)
     transfer = train
     if raw.unlabelled is not None:
-        texts = labelled_table(raw.unlabelled, Columns(columns.text, ()), task, "unlabelled")
-        transfer = add_unlabelled(train, texts, task)
+        more = labelled_table(raw.unlabelled, Columns(columns.inputs, (), columns.kind), task, "unlabelled")
+        transfer = add_unlabelled(train, more, task)
     _find_leaks(transfer, parts["test"], task, notices)
     return Splits(train, parts["validation"], parts["test"], transfer, notices)
 
@@ -75,16 +79,38 @@ def add_unlabelled(table: Dataset, texts: Dataset, task: Task) -> Dataset:
 
 
 def labelled_table(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:
-    """A table with columns `text`, `text_pair` for pairs and, where there are labels, `label` in the task's form.
+    """A table with the task's columns and, where there are labels, `label` in the task's form.
 
     Raises:
-        InputError: a missing column, empty text or a bad label; names the row.
+        InputError: a missing column, empty text, a missing image, a value that is no number, or a bad label; names the
+            row.
     """
-    for column in columns.text + columns.label:
+    for column in columns.inputs + columns.label:
         if column not in table.column_names:
             raise InputError(f"the {name} data has no column '{column}'; it has {', '.join(table.column_names)}")
+    found = _inputs(table, columns, task, name)
+    if not columns.label:
+        return found
+    feature = {
+        "classification": Value("int64"),
+        "multi-label": List(Value("float32"), length=task.outputs),
+        "regression": Value("float32"),
+    }[task.kind]
+    return found.add_column("label", encode_labels(table, columns, task), feature=feature)
+
+
+def _inputs(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:
+    """The columns of the examples, checked and named as the task names them."""
+    if columns.kind == "image":
+        for _ in image_bytes(table, columns.inputs[0]):
+            pass  # a missing image is refused here
+        return table.select_columns(list(columns.inputs)).rename_columns(
+            dict(zip(columns.inputs, task.columns, strict=True))
+        )
+    if columns.kind == "features":
+        return _features(table, columns, name)
     content: dict[str, list[Any]] = {}
-    for column, source in zip(("text", "text_pair"), columns.text, strict=False):
+    for column, source in zip(task.columns, columns.inputs, strict=True):
         values = table[source][:]
         empty = [row for row, value in enumerate(values) if value is None or not value.strip()]
         if empty:
@@ -93,14 +119,26 @@ def labelled_table(table: Dataset, columns: Columns, task: Task, name: str) -> D
                 f"(first: row {empty[0] + 1}); remove these rows"
             )
         content[column] = values
-    features = {column: Value("string") for column in content}
-    if columns.label:
-        content["label"] = encode_labels(table, columns, task)
-        features["label"] = {
-            "classification": Value("int64"),
-            "multi-label": List(Value("float32"), length=task.outputs),
-            "regression": Value("float32"),
-        }[task.kind]
+    return Dataset.from_dict(content, features=Features({column: Value("string") for column in content}))
+
+
+def _features(table: Dataset, columns: Columns, name: str) -> Dataset:
+    """Columns of numbers (float64) and names (text), none of them missing."""
+    content: dict[str, list[Any]] = {}
+    features: dict[str, Value] = {}
+    for column in columns.inputs:
+        if column == "label":
+            raise InputError("a feature column is called 'label', which names what is predicted; rename it")
+        values, nominal = table[column][:], is_nominal(table, column)
+        missing = [row for row, v in enumerate(values) if v is None or (not nominal and not math.isfinite(v))]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(values)} values in column '{column}' of the {name} data are missing or not "
+                f"finite (first: row {missing[0] + 1}); fill or remove these rows, or leave the column "
+                "out of data.features"
+            )
+        content[column] = [str(value) for value in values] if nominal else [float(value) for value in values]
+        features[column] = Value("string" if nominal else "float64")
     return Dataset.from_dict(content, features=Features(features))
 
 
@@ -128,7 +166,9 @@ def _stratification(labels: list[Any], task: Task, smallest: float) -> np.ndarra
 
 def _find_leaks(transfer: Dataset, test: Dataset, task: Task, notices: list[str]) -> None:
     def keys(table: Dataset) -> list[Any]:
-        return list(zip(table["text"], table["text_pair"], strict=True)) if task.pair else table["text"][:]
+        if task.inputs == "image":
+            return [hashlib.blake2b(each, digest_size=16).digest() for each in image_bytes(table)]
+        return list(zip(*(table[column][:] for column in task.columns), strict=True))
 
     seen = set(keys(transfer))
     leaked = sum(key in seen for key in keys(test))

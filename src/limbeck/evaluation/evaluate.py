@@ -11,6 +11,7 @@ from limbeck.evaluation import quality as q
 from limbeck.evaluation.rules import add_rules
 from limbeck.evaluation.speed import measure_speed
 from limbeck.evaluation.statistics import figure, paired_test
+from limbeck.images import thumbnail
 from limbeck.recipe.schema import Evaluation
 from limbeck.rules import LabelRules
 from limbeck.signals import Asked
@@ -24,7 +25,7 @@ def describe_task(task: Task, settings: Evaluation) -> dict[str, Any]:
     """The task as `metrics.json` states it."""
     metric = task.main_metric(settings.metric)
     labels = [] if task.kind in ("masked-lm", "causal-lm") else list(task.labels)  # a vocabulary is in the tokenizer
-    return {"kind": task.kind, "labels": labels, "metric": metric, "pair": task.pair}
+    return {"kind": task.kind, "labels": labels, "metric": metric, "pair": task.pair, "inputs": task.inputs}
 
 
 def evaluate_models(
@@ -40,7 +41,7 @@ def evaluate_models(
     Args:
         models: by name: `teacher`, `student`, `baseline`, `student_onnx`, `student_int8`; those that there are. Without
             a teacher nothing is said of retention and fidelity.
-        test: columns `text`, `text_pair` for pairs, `label`.
+        test: the task's columns and `label`.
         task: what is predicted.
         settings: the metric that retention is about, resamples, whether to time.
         seed: fixes resamples and the timed sample.
@@ -52,9 +53,7 @@ def evaluate_models(
     labels = np.array(test["label"][:])
     main = task.main_metric(settings.metric)
     logits = {name: np.asarray(model.ask(test).logits) for name, model in models.items()}
-    lengths = np.array([len(text.split()) for text in test["text"]])
-    if task.pair:
-        lengths = lengths + np.array([len(text.split()) for text in test["text_pair"]])
+    lengths = _lengths(test, task)
     measured: dict[str, Any] = {}
     draws: dict[str, Array] = {}
     for name, model in models.items():
@@ -83,6 +82,29 @@ def evaluate_models(
     measured["comparisons"] = _comparisons(task, main, labels, logits, measured, draws)
     measured["disagreements"] = _disagreements(task, test, labels, logits)
     return measured
+
+
+def _lengths(test: Dataset, task: Task) -> Array | None:
+    """Words of each example; none where it is no text."""
+    if task.inputs != "text":
+        return None
+    return np.array(
+        [sum(len(text.split()) for text in texts) for texts in zip(*(test[c] for c in task.columns), strict=True)]
+    )
+
+
+def _shown(example: dict[str, Any], task: Task) -> dict[str, str]:
+    """An example as the report shows it."""
+    if task.inputs == "image":
+        return {"image": thumbnail(example["image"])}
+    if task.inputs == "features":
+        values = (
+            f"{name} {value if isinstance(value, str) else format(value, '.4g')}"
+            for name, value in example.items()
+            if name != "label"
+        )
+        return {"text": ", ".join(values)}
+    return {name: example[name] for name in task.columns}
 
 
 def _comparisons(
@@ -117,7 +139,7 @@ def _disagreements(task: Task, test: Dataset, labels: Array, logits: dict[str, A
         if distance[row] < 0:
             break
         example = test[int(row)]
-        entry = {name: example[name] for name in ("text", "text_pair") if name in example}
+        entry = _shown(example, task)
         entry["label"] = _named(task, labels[row])
         for name in sides:
             entry[name] = _named(task, predicted[name][row])

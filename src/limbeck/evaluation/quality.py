@@ -107,8 +107,8 @@ def calibration_curve(confidence: Array, right: Array) -> dict[str, Any]:
     return {"ece": float(error), "curve": curve}
 
 
-def slices(task: Task, labels: Array, predicted: Array, lengths: Array) -> dict[str, Any]:
-    """The mean score by true class and by quarter of length in words. Regression: mean squared error by length."""
+def slices(task: Task, labels: Array, predicted: Array, lengths: Array | None) -> dict[str, Any]:
+    """The mean score by true class and, of text, by quarter of length in words. Regression: mean squared error."""
     each = scores(task, labels, predicted)
     each = -each if task.kind == "regression" else each
     by_class: dict[str, Any] = {}
@@ -119,6 +119,8 @@ def slices(task: Task, labels: Array, predicted: Array, lengths: Array) -> dict[
             if inside.any():
                 by_class[name] = {"value": float(right.mean()), "count": int(inside.sum())}
     by_length: dict[str, Any] = {}
+    if lengths is None:
+        return {"class": by_class, "length": by_length}
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int))
     for low, high in pairwise(edges):
         inside = (lengths >= low) & ((lengths < high) | (high == edges[-1]))

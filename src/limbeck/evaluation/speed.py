@@ -16,11 +16,11 @@ SINGLES, ROUNDS, BATCH, BATCHES = 50, 3, 32, 4
 
 
 def measure_speed(
-    models: dict[str, Asked], texts: Dataset, lengths: np.ndarray, seed: int
+    models: dict[str, Asked], texts: Dataset, lengths: np.ndarray | None, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Time forward passes on ready tensors; tokenising is not counted, being the same for all.
+    """Time forward passes on ready tensors; reading the examples is not counted, being the same for all.
 
-    Latency is at batch size 1 over a sample of the texts, throughput at batch size 32 with texts of like length.
+    Latency is at batch size 1 over a sample of the texts, throughput at batch size 32, texts with others of like length.
 
     Returns:
         By model: `latency_ms_p50`, `latency_ms_p95`, `throughput` in examples per second, `batch_size` of the
@@ -30,7 +30,8 @@ def measure_speed(
     sample = generator.permutation(len(texts))
     singles = [[int(row)] for row in sample[:SINGLES]]
     wide = np.sort(sample[: BATCH * BATCHES])
-    wide = wide[np.argsort(lengths[wide], kind="stable")]
+    if lengths is not None:
+        wide = wide[np.argsort(lengths[wide], kind="stable")]
     batches = [wide[start : start + BATCH].tolist() for start in range(0, len(wide), BATCH)]
     one = _time(models, texts, singles)
     many = _time(models, texts, batches)

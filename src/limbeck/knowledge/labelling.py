@@ -12,6 +12,7 @@ from rich.progress import track
 
 from limbeck import hardware
 from limbeck.files import require_space
+from limbeck.images import image_bytes
 from limbeck.knowledge import store
 from limbeck.knowledge.store import VERSION, Request, Store
 from limbeck.progress import console, say
@@ -22,20 +23,22 @@ from limbeck.tasks import Task
 def describe_request(teacher: Asked, texts: Dataset, task: Task, features: Sequence[int] = ()) -> Request:
     """What labelling these texts by this teacher depends on. A change of any part gives another key."""
     digest = hashlib.sha256()
-    for column in ("text", "text_pair") if task.pair else ("text",):
+    for column in task.columns:
         digest.update(f"{column} {len(texts)}\n".encode())
-        for text in texts[column]:
-            encoded = text.encode()
+        for value in image_bytes(texts, column) if task.inputs == "image" else texts[column]:
+            encoded = value if isinstance(value, bytes) else str(value).encode()
             digest.update(f"{len(encoded)}:".encode())
             digest.update(encoded)
     spec = {
         "format": VERSION,
         "teacher": teacher.fingerprint,
         "labels": list(teacher.labels),
-        "text": digest.hexdigest(),
+        task.inputs: digest.hexdigest(),
         "signals": {"logits": "float32", "features": {"layers": list(features), "dtype": "float16"}},
     }
-    return Request(spec, len(texts), task.outputs, tuple(features), task.pair)
+    # Images are not copied beside what is said of them: a row's number finds them.
+    beside = {column: texts.features[column] for column in task.columns if task.inputs != "image"}
+    return Request(spec, len(texts), task.outputs, tuple(features), beside)
 
 
 def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features: Sequence[int] = ()) -> Store:
@@ -46,7 +49,7 @@ def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features
 
     Args:
         teacher: who is asked.
-        texts: the transfer set, columns `text` and for pairs `text_pair`.
+        texts: the transfer set, the task's columns.
         task: what is predicted.
         root: the folder that holds stores; this one goes to `root/KEY`.
         features: layers whose [CLS] state is kept too, counted from 1.
@@ -60,7 +63,7 @@ def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features
         part = texts.select(rows)
         store.write_shard(folder, request, index, part, teacher.ask(part, request.features))
 
-    width = 4 * request.outputs + sum(len(texts[name][0]) for name in request.texts)
+    width = 4 * request.outputs + sum(len(str(texts[name][0])) for name in request.beside)
     return Store(keep_shards(root, request, width, write, lambda folder: store.features_of(folder, request)))
 
 

@@ -38,7 +38,7 @@ class Request:
         rows: the number of examples.
         outputs: logits per example.
         features: layers whose [CLS] state is kept.
-        pair: two texts an example.
+        beside: the columns of the examples that are kept beside the signals.
         shard_rows: examples of a shard.
     """
 
@@ -46,7 +46,7 @@ class Request:
     rows: int
     outputs: int
     features: tuple[int, ...] = ()
-    pair: bool = False
+    beside: dict[str, Value] = field(default_factory=dict)
     shard_rows: int = field(default_factory=lambda: SHARD_ROWS)
 
     @property
@@ -58,11 +58,6 @@ class Request:
     def shards(self) -> int:
         """The number of shards."""
         return -(-self.rows // self.shard_rows)
-
-    @property
-    def texts(self) -> list[str]:
-        """The text columns."""
-        return ["text", "text_pair"] if self.pair else ["text"]
 
 
 class Verified:
@@ -143,11 +138,15 @@ def finished_shards(folder: Path, request: Request) -> set[int]:
 
 def write_shard(folder: Path, request: Request, index: int, texts: Dataset, signals: Signals) -> None:
     """Write one shard, whole or not at all."""
-    columns: dict[str, pa.Array] = {name: pa.array(texts[name][:], pa.string()) for name in request.texts}
-    columns["logits"] = _matrix(signals.logits)
+    columns: dict[str, pa.Array] = {
+        name: pa.array(texts[name][:], feature.pa_type) for name, feature in request.beside.items()
+    }
+    columns["logits"] = arrow.fixed_rows(signals.logits)
     for layer in request.features:
-        columns[f"cls_{layer}"] = _matrix(signals.features[layer])
-    features = _features(request, {name: len(array[0]) for name, array in columns.items() if name not in request.texts})
+        columns[f"cls_{layer}"] = arrow.fixed_rows(signals.features[layer])
+    features = _features(
+        request, {name: len(array[0]) for name, array in columns.items() if name not in request.beside}
+    )
     metadata = {**features.arrow_schema.metadata, b"limbeck": json.dumps(head_of(request), sort_keys=True).encode()}
     table = pa.table(columns).cast(features.arrow_schema).replace_schema_metadata(metadata).combine_chunks()
     path = folder / shard_name(index)
@@ -212,14 +211,10 @@ def head_of(request: Request) -> dict[str, Any]:
 
 
 def _features(request: Request, widths: dict[str, int]) -> Features:
-    columns: dict[str, Any] = {name: Value("string") for name in request.texts}
+    columns: dict[str, Any] = dict(request.beside)
     for name, width in widths.items():
         columns[name] = List(Value("float32" if name == "logits" else "float16"), length=width)
     return Features(columns)
-
-
-def _matrix(values: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
 
 
 def _open_shard(path: Path) -> dict[str, np.ndarray]:

@@ -21,6 +21,9 @@ class HardLabels:
     classification: cross entropy. multi-label: binary cross entropy, mean over the labels of an example. regression:
     squared error.
 
+    Labels may also be distributions over classes, float32 [B, C], as of images that were mixed. A student with a head
+    of its own for labels, such as DeiT, answers with that one.
+
     Relation to others: with `soft_targets` it makes the weighted sum of Hinton et al. (2015), section 2.
     """
 
@@ -38,7 +41,7 @@ class HardLabels:
     def total(self, student: Signals, teacher: Signals | None, batch: Batch) -> torch.Tensor:
         """The loss summed over the labelled examples."""
         known = labelled(batch["labels"])
-        logits, labels = student.logits[known].float(), batch["labels"][known]
+        logits, labels = student.heads.get("labels", student.logits)[known].float(), batch["labels"][known]
         if self.kind == "classification":
             return F.cross_entropy(logits, labels, reduction="sum")
         if self.kind == "multi-label":

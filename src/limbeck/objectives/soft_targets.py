@@ -25,6 +25,9 @@ class SoftTargets:
 
     - `mse`: mean_c (s_c - t_c)^2 of the raw logits, without T (Ba and Caruana 2014; Tang et al. 2019). Unlike the
       others it also matches a constant added to all logits.
+    - `hard`: the cross entropy with the teacher's likeliest class, without T (Touvron et al. 2021, eq. 3).
+
+    A student with a head of its own for what a teacher says, such as DeiT, answers with that one.
 
     masked-lm: an example is a token, with logits [N, V] at the batch's `positions`: every valid token, or of those only
     the ones with a `targets` int64 [N] other than -100 where the recipe says `positions: masked` (DistilBERT's
@@ -46,6 +49,11 @@ class SoftTargets:
             raise InputError(
                 f"soft_targets.positions=masked is about masked words, but the task is {task.kind}; "
                 "give task masked-lm, or soft_targets.positions=all"
+            )
+        if section.form == "hard" and task.kind != "classification":
+            raise InputError(
+                f"soft_targets.form=hard is about the teacher's likeliest class, but the task is {task.kind}; use "
+                "another form"
             )
         if task.kind == "multi-label" and section.form not in ("kl", "cross-entropy", "mse"):
             raise InputError(
@@ -70,7 +78,7 @@ class SoftTargets:
 
     def total(self, student: Signals, teacher: Signals | None, batch: Batch) -> torch.Tensor:
         """The loss summed over what counts."""
-        s: torch.Tensor = student.logits.float()
+        s: torch.Tensor = student.heads.get("teacher", student.logits).float()
         t = need_teacher(teacher, self.name).logits
         if isinstance(t, torch.Tensor):
             t = t.detach().float()[:, : self.vocabulary]
@@ -85,6 +93,8 @@ class SoftTargets:
         """The loss of each example."""
         if self.form == "mse" and isinstance(t, torch.Tensor):
             return (s[:, : t.shape[-1]] - t).square().mean(-1)
+        if self.form == "hard" and isinstance(t, torch.Tensor):
+            return F.cross_entropy(s, t.argmax(-1), reduction="none")
         if self.kind != "multi-label" or isinstance(t, SparseWords):
             return distance(s, t, self.form, self.temperature, self.beta)
         s, p = s / self.temperature, (t / self.temperature).sigmoid()

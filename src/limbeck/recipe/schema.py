@@ -140,6 +140,11 @@ class Data(Section):
     """causal-lm: learn from the teacher's own answers."""
     text: list[str] | str | None = None
     """The text column, or two for text pairs. Inferred from common names when not given."""
+    image: str | None = None
+    """The column of images. Inferred where there is one."""
+    features: list[str] | None = None
+    """The columns of numbers and names that make an example of a table. All but the label where all are numbers and
+    nothing is given."""
     label: list[str] | str | None = None
     """The label column; several 0/1 columns for multi-label tables. Inferred from common names when not given."""
 
@@ -202,6 +207,27 @@ class Student(Section):
         return self
 
 
+class ImageChanges(Section):
+    """Random changes of the training images; needs the `vision` extra. A teacher is shown the same changed images."""
+
+    flip: bool = False
+    """Mirror half of them."""
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Move them by up to so many pixels, edges filled with black."""
+    resized_crop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Cut out a part of at least this share of the area and resize it. 0 for never."""
+    randaugment: Annotated[int, Field(ge=0, le=30)] = 0
+    """Two random changes of place or colour of this strength (RandAugment)."""
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The chance of a random box to be erased."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Mix pairs of images; the Beta distribution's parameter."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Put a box of one image into another; likewise. With both, one of them by a coin's throw."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """How much of each label is spread evenly over the classes."""
+
+
 class Training(Section):
     """How a stage is trained."""
 
@@ -235,6 +261,8 @@ class Training(Section):
     gradient_checkpointing: bool = False
     """Keep what each layer reads alone for the backward pass and compute the rest of it once more there: less memory,
     longer steps, the same gradient."""
+    images: ImageChanges | None = None
+    """Of tasks about images: change the training images at random."""
     report_to: list[str] = []
     """Trackers to report to, by their names in transformers: `tensorboard`, `wandb`, `mlflow`, ..."""
 

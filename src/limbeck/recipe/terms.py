@@ -28,9 +28,10 @@ class SoftTargets(TermSection):
     """Both models' logits are divided by it, and the loss is multiplied by its square. Regression has none."""
     positions: Literal["all", "masked"] = "all"
     """masked-lm: learn from the teacher's words at every token, or at the masked ones alone."""
-    form: Literal["kl", "reverse-kl", "jsd", "total-variation", "cross-entropy", "mse"] = "kl"
+    form: Literal["kl", "reverse-kl", "jsd", "total-variation", "cross-entropy", "mse", "hard"] = "kl"
     """Forward or reverse KL divergence; the generalised Jensen-Shannon divergence; the total variation; the cross
-    entropy, which has the forward KL's gradient; or the squared error of the logits."""
+    entropy, which has the forward KL's gradient; the squared error of the logits; or the cross entropy with the
+    teacher's likeliest class (DeiT's hard distillation). The last two know no temperature."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of `jsd`: near 0 like the forward KL divergence, near 1 like the reverse."""
 

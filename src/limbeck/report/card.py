@@ -59,6 +59,8 @@ def write_card(metrics: Metrics, recipe_yaml: str, folder: Path) -> Path:
         augmentation=sentences.augmentation(recipe),
         plain=_opens_in_plain_transformers(folder),
         taught=sentences.taught_by_data(metrics),
+        inputs=metrics["task"].get("inputs", "text"),
+        many=sentences.examples_of(metrics).removeprefix("single "),
         verdict=sentences.verdict(metrics),
         initialisation=sentences.initialisation(metrics),
         stages=sentences.stages(recipe, metrics),
@@ -97,6 +99,10 @@ def _front_matter(metrics: Metrics, recipe: Recipe, name: str) -> dict[str, Any]
             kind = _HUB_METRICS.get(metric, {"type": metric})
             scores.append({"name": title(metric), "value": round(value, 6), **kind})
     task = {"type": "text-classification", "name": "Text Classification"}
+    if metrics["task"].get("inputs") == "image":
+        task = {"type": "image-classification", "name": "Image Classification"}
+    if metrics["task"].get("inputs") == "features":
+        task = {"type": "tabular-classification", "name": "Tabular Classification"}
     if recipe.task.kind == "masked-lm":
         task = {"type": "fill-mask", "name": "Masked Language Modeling"}
     if recipe.task.kind == "causal-lm":

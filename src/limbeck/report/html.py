@@ -58,6 +58,7 @@ def write_report(metrics: Metrics, recipe_yaml: str, path: Path) -> Path:
         names={model: name_of(metrics, model) for model in models(metrics)},
         columns=headline(metrics),
         kind=metrics["task"]["kind"],
+        inputs=metrics["task"].get("inputs", "text"),
         compared=[model for model in ("teacher", "student") if model in models(metrics)],
         test_note=sections.TEST_NOTES[metrics["task"]["kind"]],
         slice_note=sections.SLICE_NOTES[metrics["task"]["kind"]],

@@ -164,7 +164,7 @@ def disagreements(metrics: Metrics) -> dict[str, Any]:
             right = metrics["task"]["kind"] != "regression" and said == label
             sides.append({"said": said, "right": right, "sure": "" if confidence is None else percent(confidence, 0)})
         texts = [str(example[key]) for key in ("text", "text_pair") if example.get(key) is not None]
-        rows.append({"texts": texts, "label": label, "sides": sides})
+        rows.append({"image": example.get("image"), "texts": texts, "label": label, "sides": sides})
     return {"rows": rows, "total": len(every)}
 
 
@@ -301,7 +301,7 @@ def _times(metrics: Metrics, model: str, recipe: Recipe) -> list[str]:
 
 def _task(metrics: Metrics) -> str:
     task = metrics["task"]
-    texts = "pairs of texts" if task.get("pair") else "single texts"
+    texts = sentences.examples_of(metrics)
     labels = task.get("labels") or []
     if task["kind"] == "regression":
         return f"regression on {texts}"

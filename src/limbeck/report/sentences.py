@@ -147,6 +147,14 @@ def speed_terms(metrics: Metrics) -> str | None:
     return "; ".join([*parts, note] if note else parts) + "."
 
 
+def examples_of(metrics: Metrics) -> str:
+    """What the examples are, in the plural."""
+    inputs = metrics["task"].get("inputs", "text")
+    if inputs != "text":
+        return {"image": "images", "features": "rows of features"}[inputs]
+    return "pairs of texts" if metrics["task"].get("pair") else "single texts"
+
+
 def machine(metrics: Metrics) -> str:
     """The machine in one line."""
     about = metrics.get("machine") or {}

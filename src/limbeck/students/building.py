@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
 from limbeck.errors import InputError
@@ -14,6 +15,7 @@ from limbeck.recipe.schema import Depth, Student
 from limbeck.students.conversion import as_distilbert
 from limbeck.students.fresh import fresh_student, tokenizer_for
 from limbeck.students.layers import check_layers, chosen_layers, keep_layers
+from limbeck.students.other_inputs import fresh_other
 from limbeck.students.width import check_width, choose_units, cut_width
 from limbeck.tasks import Task
 
@@ -26,6 +28,7 @@ def build_student(
     seed: int,
     general: Checkpoint | None = None,
     texts: Sequence[str] | None = None,
+    examples: Dataset | None = None,
 ) -> Checkpoint:
     """The student before training. How it was made is recorded in its configuration as `limbeck`.
 
@@ -38,12 +41,15 @@ def build_student(
         general: the language model that teaches first; a fresh shape's embeddings are taken from it.
         texts: text like that to be trained on, by which the units of a narrower student are chosen; without any they
             are the first.
+        examples: to learn from; a fresh shape that reads images or features is made to read these.
 
     Raises:
         InputError: layers, names or shapes that cannot be; entries that the others leave without a meaning.
     """
     torch.manual_seed(seed)
     _refuse_idle_entries(student)
+    if student.shape is not None and examples is not None and task.inputs != "text":
+        return _record(*fresh_other(student, teacher, task, examples))
     if student.shape is not None:
         return _record(*fresh_student(student, teacher, task, general or teacher))
     if given is not None:
@@ -84,7 +90,7 @@ def cut_model(checkpoint: Checkpoint, layers: Depth, pattern: str) -> Checkpoint
     """
     depth = int(checkpoint.model.config.num_hidden_layers)
     kept = chosen_layers(layers, pattern, depth, "layers", "the model")
-    made = Checkpoint(keep_layers(checkpoint.model, kept), checkpoint.tokenizer, checkpoint.name)
+    made = Checkpoint(keep_layers(checkpoint.model, kept), checkpoint.processor, checkpoint.name)
     origin = {"from": "checkpoint", "model": checkpoint.name} if checkpoint.name else {"from": "model object"}
     return _record(made, origin | {"layers": kept})
 
@@ -108,7 +114,7 @@ def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Se
     """
     uncut = student.layers is None and student.width is None and student.architecture is None
     if uncut and student.model is not None:
-        return _record(Checkpoint(copy.deepcopy(source.model), source.tokenizer, source.name), origin)
+        return _record(Checkpoint(copy.deepcopy(source.model), source.processor, source.name), origin)
     kept: Depth = "half" if student.model is None and student.width is None else "all"
     if student.layers is not None:
         kept = student.layers
@@ -123,9 +129,9 @@ def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Se
         check_layers(layers, depth)
         units, how = choose_units(source, sizes, layers, texts)
         model = cut_width(keep_layers(source.model, layers), units, layers)
-        return _record(Checkpoint(model, source.tokenizer, "student"), origin | {"width": sizes, "units": how})
+        return _record(Checkpoint(model, source.processor, "student"), origin | {"width": sizes, "units": how})
     if student.architecture is None:
-        return _record(Checkpoint(keep_layers(source.model, layers), source.tokenizer, "student"), origin)
+        return _record(Checkpoint(keep_layers(source.model, layers), source.processor, "student"), origin)
     model = as_distilbert(source.model, layers)
     origin["architecture"] = student.architecture
     if hasattr(model, "pre_classifier"):

@@ -17,6 +17,7 @@ from limbeck.recipe.sections import nearest
 
 Array = NDArray[Any]
 Kind = Literal["classification", "multi-label", "regression", "masked-lm", "causal-lm"]
+Inputs = Literal["text", "image", "features"]
 Metric = Callable[[Array, Array], float]
 
 PROBLEM_TYPES: dict[Kind, str] = {
@@ -65,12 +66,14 @@ METRICS: dict[Kind, dict[str, Metric]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A prediction problem over one text or a pair of texts.
+    """A prediction problem over texts, pairs of texts, images, or vectors of features.
 
     Attributes:
         kind: `classification`, `multi-label`, `regression`, `masked-lm` or `causal-lm`.
         labels: class names in the order of the outputs; the single output's name for regression; the vocabulary.
         pair: two texts an example.
+        inputs: what an example is made of: `text`, `image` or `features`.
+        features: the columns of the features.
 
     Labels are int64 class numbers [N], float32 multi-hot rows [N, C], or float32 values [N]. An unlabelled example
     has -100 (classification) or NaN.
@@ -79,6 +82,15 @@ class Task:
     kind: Kind
     labels: tuple[str, ...]
     pair: bool = False
+    inputs: Inputs = "text"
+    features: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of an example besides its label."""
+        if self.inputs == "features":
+            return self.features
+        return ("image",) if self.inputs == "image" else ("text", "text_pair") if self.pair else ("text",)
 
     @property
     def outputs(self) -> int:

@@ -100,11 +100,16 @@ def collate(examples: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) 
             padded = np.full(kept.shape, filler, dtype=np.int64)
             padded[kept] = np.concatenate([example[name] for example in examples])
             batch[name] = torch.from_numpy(padded)
-    batch["row"] = torch.tensor([example["row"] for example in examples])
+    return batch | labels_of(examples)
+
+
+def labels_of(examples: list[dict[str, Any]]) -> Batch:
+    """`row` int64 [B], and `labels` int64 or float32 where there are some."""
+    about = {"row": torch.tensor([int(example["row"]) for example in examples])}
     if "labels" in examples[0]:
         labels = np.array([example["labels"] for example in examples])
-        batch["labels"] = torch.from_numpy(labels.astype(np.int64 if labels.dtype.kind in "iu" else np.float32))
-    return batch
+        about["labels"] = torch.from_numpy(labels.astype(np.int64 if labels.dtype.kind in "iu" else np.float32))
+    return about
 
 
 def length_sorted_batches(encoded: Dataset, size: int) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:

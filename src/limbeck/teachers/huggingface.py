@@ -1,4 +1,4 @@
-"""A local Hugging Face model that answers about text; teachers and evaluated students alike."""
+"""A local Hugging Face model that answers about examples; teachers and evaluated students alike."""
 
 from __future__ import annotations
 
@@ -13,27 +13,21 @@ from datasets import Dataset
 
 from limbeck import hardware
 from limbeck.anatomy import Capture, WordsAt
-from limbeck.checkpoints import (
-    Checkpoint,
-    label_names,
-    max_length,
-    place,
-    tokenizer_fingerprint,
-    weights_fingerprint,
-)
+from limbeck.checkpoints import Checkpoint, label_names, place, weights_fingerprint
 from limbeck.errors import InputError
 from limbeck.signals import Signals, Wanted
-from limbeck.tasks import Task, collate, encode
-from limbeck.tasks.text import Batch, encode_batch, length_sorted_batches, model_inputs
+from limbeck.tasks import Task
+from limbeck.tasks.reader import reader_of
+from limbeck.tasks.text import Batch, length_sorted_batches, model_inputs
 
 
 class HuggingFaceModel:
-    """A sequence classifier in evaluation mode on this process's device.
+    """A classifier in evaluation mode on this process's device.
 
     Args:
-        checkpoint: the model and its tokenizer.
+        checkpoint: the model and what it reads with.
         task: what is predicted.
-        length: tokens kept of an example; the model's own limit when not given.
+        length: tokens kept of a text; the model's own limit when not given.
         batch_size: examples per forward pass.
         precision: `float32`, `bfloat16` or `float16`; the forward pass runs under autocast, answers are float32.
     """
@@ -46,9 +40,9 @@ class HuggingFaceModel:
         batch_size: int = 64,
         precision: str = "float32",
     ) -> None:
-        self.model, self.tokenizer, self.name = checkpoint
+        self.model, self.processor, self.name = checkpoint
         self.task = task
-        self.length = max_length(self.model, self.tokenizer, length)
+        self.reader = reader_of(checkpoint, task, length)
         self.batch_size = batch_size
         self.precision = precision
         self._words = WordsAt(self.model) if task.kind == "masked-lm" else None
@@ -73,23 +67,14 @@ class HuggingFaceModel:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Weights, tokenizer, truncation and precision."""
-        return {
-            "weights": weights_fingerprint(self.model),
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "max_length": self.length,
-            "precision": self.precision,
-        }
-
-    def encode(self, texts: Dataset) -> Dataset:
-        """The examples as this model's tokens."""
-        return encode(texts, self.tokenizer, self.task, self.length)
+        """Weights, how examples are read, and precision."""
+        return {"weights": weights_fingerprint(self.model), "precision": self.precision, **self.reader.fingerprint}
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [B, C] for prepared inputs; of a language model those at each example's one mask."""
         if self._words is not None:
-            self._words.positions = (batch["input_ids"].flatten() == self.tokenizer.mask_token_id).nonzero()[:, 0]
+            self._words.positions = (batch["input_ids"].flatten() == self.processor.mask_token_id).nonzero()[:, 0]
         with hardware.autocast(self.precision):
             logits: torch.Tensor = self.model(**batch).logits
         if self._words is not None:
@@ -105,12 +90,12 @@ class HuggingFaceModel:
             InputError: a layer that the model does not have.
         """
         layers = {number: self._layer(number) for number in features}
-        encoded = self.encode(texts)
+        encoded = self.reader.encode(texts)
         logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
         states: dict[int, np.ndarray] = {}
         with Capture(self.model, Wanted(features=frozenset(layers.values()))) as capture:
             for rows, examples in length_sorted_batches(encoded, self.batch_size):
-                logits[rows] = self.forward(self._place(collate(examples, self.tokenizer))).float().cpu().numpy()
+                logits[rows] = self.forward(self._place(self.reader.collate(examples))).float().cpu().numpy()
                 found = capture.signals().features
                 for number, layer in layers.items():
                     cls = found[layer].to(torch.float16).cpu().numpy()
@@ -118,8 +103,8 @@ class HuggingFaceModel:
         return Signals(logits, states)
 
     def runner(self, texts: Dataset) -> Callable[[], None]:
-        """A function that runs the model once on these texts as one batch; they are tokenised beforehand."""
-        batch = self._place(encode_batch(texts, self.tokenizer, self.task, self.length))
+        """A function that runs the model once on these texts as one batch; they are read beforehand."""
+        batch = self._place(self.reader.batch(texts))
 
         def run() -> None:
             self.forward(batch)

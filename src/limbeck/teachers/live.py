@@ -1,6 +1,8 @@
-"""A teacher in memory, for signals of every token, which are too many to keep."""
+"""A teacher in memory, for signals of every token, which are too many to keep, and of images that change each time."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
@@ -13,24 +15,32 @@ from limbeck.tasks.text import Batch, model_inputs
 
 
 class LiveTeacher:
-    """Runs the teacher on each batch of the student's own tokens, in evaluation mode and without gradients.
+    """Runs the teacher on each batch of the student's own tokens or images, in evaluation mode and without gradients.
 
     Args:
         model: reads with the student's tokenizer. Without `wanted.logits` its body alone is run.
         wanted: the signals.
         precision: what the forward pass computes in.
         causal: the model is a causal language model, whose words are given a few positions at a time.
+        inputs: makes what the model reads of the student's batch, where it is not the same.
 
     Raises:
         InputError: inner signals are wanted of an architecture that is not known.
     """
 
-    def __init__(self, model: PreTrainedModel, wanted: Wanted, precision: str, causal: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        wanted: Wanted,
+        precision: str,
+        causal: bool = False,
+        inputs: Callable[[Batch], Batch] = model_inputs,
+    ) -> None:
         self.model = (model if wanted.logits else model.base_model).to(hardware.device()).eval()
         self.capture = Capture(self.model, wanted)
         self.precision = precision
         self._words: WordsAt | StatesAt | None = StatesAt(self.model) if causal and wanted.logits else None
-        self._inputs = causal_inputs if causal else model_inputs
+        self._inputs = causal_inputs if causal else inputs
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> Signals:

@@ -44,12 +44,12 @@ def _is_whole(path: Path) -> bool:
 
 
 def save_model(checkpoint: Checkpoint, folder: Path) -> None:
-    """Save model and tokenizer as one folder that appears whole or not at all."""
+    """Save the model and what it reads with as one folder that appears whole or not at all."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     checkpoint.model.save_pretrained(partial)
-    checkpoint.tokenizer.save_pretrained(partial)
+    checkpoint.processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     sync_folder(folder.parent)

@@ -29,13 +29,17 @@ from limbeck.data import Splits
 from limbeck.errors import InputError
 from limbeck.objectives import Shapes, Term, build_terms
 from limbeck.progress import say
-from limbeck.recipe.schema import Recipe
+from limbeck.recipe.schema import Recipe, Stage, Training
 from limbeck.rules.answers import AnswerRules
 from limbeck.signals import SignalSource, Wanted
 from limbeck.students.language_model import language_model
-from limbeck.tasks import Task, collate, encode
+from limbeck.tasks import Task
 from limbeck.tasks.causal_lm import CausalBatches
+from limbeck.tasks.images import ImageReader, as_the_teacher_reads, what_differs
 from limbeck.tasks.masked_lm import TEXT_LENGTH, MaskedBatches, encode_corpus
+from limbeck.tasks.random_images import RandomImages
+from limbeck.tasks.reader import Reader, TextReader, reader_of
+from limbeck.tasks.text import Batch, model_inputs
 from limbeck.teachers import LiveTeacher, RuledWords
 from limbeck.training.on_policy import OwnAnswers
 from limbeck.training.phases import Phase, kept_layers, phases_of
@@ -74,6 +78,7 @@ class Lesson:
         collate: makes batches; takes the running epoch.
         metrics: of a validation.
         own_answers: makes batches of the student's own answers.
+        watch: makes a validation's batches, where they are made otherwise.
     """
 
     model: PreTrainedModel
@@ -86,6 +91,7 @@ class Lesson:
     collate: Callable[[Callable[[], int]], Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]]
     metrics: Callable[[EvalPrediction], dict[str, float]] | None
     own_answers: OwnAnswers | None = None
+    watch: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]] | None = None
 
     def close(self) -> None:
         """Leave the models as they were."""
@@ -148,6 +154,11 @@ def plan_stages(
                 f"a {type(student.model).__name__} cannot compute its layers once more; set "
                 "training.gradient_checkpointing to false, or give a student of another architecture"
             )
+        if recipe.training_of(phase.stage).images is not None and task.inputs != "image":
+            raise InputError(
+                f"stage '{phase.stage.name}' changes images (training.images), and the examples are {task.inputs}; "
+                "drop it with training.images=null"
+            )
         if phase.stage.keep is not None:
             shape = replace(shape, layers=len(kept_layers(phase.stage, shape.layers)))
         teacher = general if phase.stage.on_text else next(iter(teachers), None)
@@ -158,21 +169,29 @@ def plan_stages(
         if its == Wanted():
             continue
         assert teacher is not None
-        _check_insides(phase, task, student, mine, teacher, its, 1 if phase.stage.on_text else len(teachers))
+        many = 1 if phase.stage.on_text else len(teachers)
+        _check_insides(phase, recipe, task, student, mine, teacher, its, many)
         labels = recipe.task.kind != "causal-lm"  # whose teacher's words are held to the rules wherever they are said
         if recipe.rules is not None and labels and not phase.stage.on_text and its.by_token and its.logits:
             raise InputError(
                 f"stage '{phase.stage.name}' learns from the teacher's layers and its outputs at once, straight from "
                 "the teacher, whose outputs no rules have corrected; make two stages of it, or drop rules"
             )
-        if not (phase.stage.on_text or asks_live(recipe, its)):
+        if not (phase.stage.on_text or asks_live(recipe, its, phase.stage)):
             stored = True
             features |= its.features
     return Plan(stored, tuple(sorted(features)))
 
 
 def _check_insides(
-    phase: Phase, task: Task, student: Checkpoint, mine: Wanted, teacher: Checkpoint, its: Wanted, teachers: int
+    phase: Phase,
+    recipe: Recipe,
+    task: Task,
+    student: Checkpoint,
+    mine: Wanted,
+    teacher: Checkpoint,
+    its: Wanted,
+    teachers: int,
 ) -> None:
     """Refuse signals that these models do not have, or that cannot be compared."""
     stage = phase.stage
@@ -187,8 +206,14 @@ def _check_insides(
             check_head(checkpoint.model, checkpoint.name)
         if wanted.by_token or wanted.features:
             parts_of(checkpoint.model)
-    if stage.on_text or causal or its.by_token:
-        check_same_tokens(student, teacher, task.pair and not stage.on_text, causal)
+    changed = recipe.training_of(stage).images is not None
+    if changed and (teachers > 1 or recipe.rules is not None):
+        raise InputError(
+            f"stage '{stage.name}' changes the images at random (training.images), and then one teacher must be asked "
+            "each time, without rules; give one teacher and no rules, or leave training.images out"
+        )
+    if stage.on_text or causal or its.by_token or changed:
+        check_same_inputs(student, teacher, task, stage.on_text, causal)
     if stage.on_text and its.logits:
         language_head(teacher.model)
         sizes = [checkpoint.model.config.vocab_size for checkpoint in (student, teacher)]
@@ -222,23 +247,24 @@ def prepare_lesson(
     mine, its = wanted_of(terms)
     source: SignalSource | None = teaching.knowledge if its != Wanted() else None
     causal = task.kind == "causal-lm"
-    if teacher is not None and its != Wanted() and (on_text or asks_live(recipe, its)):
-        check_same_tokens(student, teacher, task.pair and not on_text, causal)
+    if teacher is not None and its != Wanted() and (on_text or asks_live(recipe, its, phase.stage)):
+        check_same_inputs(student, teacher, task, on_text, causal)
         precision = hardware.pick_precision(recipe.training_of(phase.stage).precision)
-        source = LiveTeacher(teacher.model, its, precision, causal)
+        source = LiveTeacher(teacher.model, its, precision, causal, _inputs_for(teacher, student, task))
     if causal:
         return _about_language(phase, student, recipe, splits, terms, mine, source, teaching.rules)
     if on_text:
         return _about_text(phase, student, recipe, splits, terms, mine, source, teacher)
-    tokenizer = student.tokenizer
-    length = max_length(student.model, tokenizer, recipe.task.max_length)
+    reader = reader_of(student, task, recipe.task.max_length)
     asks = its != Wanted() if phase.stage.on is None else phase.stage.on == "transfer"
     with hardware.processes().main_process_first():
-        learn = encode(splits.transfer if asks else splits.train, tokenizer, task, length)
-        validate = encode(splits.validation, tokenizer, task, length) if mine.logits else None
-    cut = float(np.mean(np.asarray(learn["length"][:]) == length))
-    if cut > 0.01:
-        say(f"stage {phase.name}: {cut:.0%} of the examples reach the limit of {length} tokens and may have been cut")
+        learn = reader.encode(splits.transfer if asks else splits.train)
+        validate = reader.encode(splits.validation) if mine.logits else None
+    if isinstance(reader, TextReader):
+        cut = float(np.mean(np.asarray(learn["length"][:]) == reader.length))
+        if cut > 0.01:
+            limit = f"the limit of {reader.length} tokens and may have been cut"
+            say(f"stage {phase.name}: {cut:.0%} of the examples reach {limit}")
     return Lesson(
         model=student.model,
         terms=terms,
@@ -247,9 +273,17 @@ def prepare_lesson(
         words=None,
         learn=learn,
         validate=validate,
-        collate=lambda epoch: partial(collate, tokenizer=tokenizer),
+        collate=lambda epoch: _changed(reader, recipe.training_of(phase.stage), task, recipe.seed, epoch),
+        watch=reader.collate,
         metrics=partial(_metrics, task=task) if mine.logits else None,
     )
+
+
+def _changed(reader: Reader, training: Training, task: Task, seed: int, epoch: Callable[[], int]) -> Any:  # noqa: ANN401
+    """What makes a stage's batches: the reader, or random changes of images."""
+    if training.images is None or not isinstance(reader, ImageReader):
+        return reader.collate
+    return RandomImages(reader, training.images, task.outputs, seed, epoch)
 
 
 def _about_text(
@@ -324,11 +358,45 @@ def _about_language(
     )
 
 
-def asks_live(recipe: Recipe, its: Wanted) -> bool:
+def asks_live(recipe: Recipe, its: Wanted, stage: Stage) -> bool:
     """Whether a stage that is not about plain text needs the teacher at hand: what it reads is not kept."""
+    if recipe.training_of(stage).images is not None:
+        return True  # no two images are the same
     assert recipe.teacher is not None
     words = recipe.teacher.words
     return its.by_token or (recipe.task.kind == "causal-lm" and words is not None and words.keep == "nothing")
+
+
+def _inputs_for(teacher: Checkpoint, student: Checkpoint, task: Task) -> Callable[[Batch], Batch]:
+    """What makes the teacher's inputs of the student's batch."""
+    if task.inputs != "image":
+        return model_inputs
+    return partial(as_the_teacher_reads, ImageReader(student), ImageReader(teacher))
+
+
+def check_same_inputs(
+    student: Checkpoint, teacher: Checkpoint, task: Task, on_text: bool = False, causal: bool = False
+) -> None:
+    """Refuse to ask a teacher about a student's batches that it would not read as the student does.
+
+    Raises:
+        InputError: see `check_same_tokens`; image processors that leave other pixels; a table, of which both would have
+            to be given the same numbers.
+    """
+    if task.inputs == "image":
+        differing = what_differs(ImageReader(student), ImageReader(teacher))
+        if differing is not None:
+            raise InputError(
+                f"'{student.name}' and '{teacher.name}' look at other pixels of an image ({differing}), so they cannot "
+                "be shown the same batch; give a student of the teacher's image size, or leave training.images out"
+            )
+    elif task.inputs == "features":
+        raise InputError(
+            f"the layers of '{teacher.name}' cannot be learnt from: it and the student each read a table in their own "
+            "way; use soft_targets"
+        )
+    else:
+        check_same_tokens(student, teacher, task.pair and not on_text, causal)
 
 
 def check_same_tokens(student: Checkpoint, teacher: Checkpoint, pair: bool, causal: bool = False) -> None:

@@ -103,7 +103,7 @@ def train_stages(
         if not any(places.iterdir()):
             places.rmdir()
     group.wait_for_everyone()
-    return Trained(Checkpoint(checkpoint.model, checkpoint.tokenizer, str(folder)), history, seconds)
+    return Trained(Checkpoint(checkpoint.model, checkpoint.processor, str(folder)), history, seconds)
 
 
 def _run_phase(
@@ -119,7 +119,7 @@ def _run_phase(
     if (workplace / "done.json").exists():
         say(f"stage {phase.name}: done in an earlier run")
         opened = open_for(task, str(workplace / "model"))
-        return Checkpoint(opened.model, checkpoint.tokenizer, checkpoint.name), read_json(workplace / "done.json")
+        return Checkpoint(opened.model, checkpoint.processor, checkpoint.name), read_json(workplace / "done.json")
     if phase.stage.keep is not None:
         checkpoint = _cut(checkpoint, phase.stage)
     lesson = prepare_lesson(phase, checkpoint, recipe, task, splits, teaching)
@@ -140,7 +140,7 @@ def _cut(checkpoint: Checkpoint, stage: Stage) -> Checkpoint:
     layers = kept_layers(stage, checkpoint.model.config.num_hidden_layers)
     model = keep_layers(checkpoint.model, layers)
     model.config.limbeck = checkpoint.model.config.limbeck | {f"kept by stage {stage.name}": layers}
-    return Checkpoint(model, checkpoint.tokenizer, checkpoint.name)
+    return Checkpoint(model, checkpoint.processor, checkpoint.name)
 
 
 def _train(
@@ -189,12 +189,12 @@ def trainer_for(
         words=lesson.words,
         own_answers=lesson.own_answers,
         dropout=training.dropout,
-        eval_collator=lesson.collate(lambda: 0),  # a validation's masks are the same every time
+        eval_collator=lesson.watch or lesson.collate(lambda: 0),  # a validation's masks are the same every time
         model=lesson.model,
         args=_arguments(training, seed, workplace, len(lesson.learn), metric, lesson),
         train_dataset=lesson.learn,
         eval_dataset=lesson.validate,
-        processing_class=checkpoint.tokenizer,
+        processing_class=checkpoint.processor,
         compute_metrics=lesson.metrics,
         callbacks=stopping,
     )

@@ -185,6 +185,8 @@ class DistillationTrainer(Trainer):
         apart = isinstance(self.words, StatesAt)
         at_words = [number for number, term in enumerate(self.terms) if apart and term.student.logits]
         signals = self.capture.signals(None if apart else getattr(output, "logits", None))
+        if teacher is not None and hasattr(output, "distillation_logits"):
+            signals.heads = {"labels": output.cls_logits, "teacher": output.distillation_logits}
         totals = list(torch.zeros(len(self.terms), device=counts.device).unbind())
         loss = torch.zeros((), device=counts.device)
         for number, term in enumerate(self.terms):
@@ -236,7 +238,7 @@ class DistillationTrainer(Trainer):
         """The teacher's signals about a batch, on its device."""
         if self.source is None:
             return None
-        said, device = self.source.signals(inputs), inputs["input_ids"].device
+        said, device = self.source.signals(inputs), inputs["row"].device
         said.logits = None if said.logits is None else said.logits.to(device)
         said.features = {layer: states.to(device) for layer, states in said.features.items()}
         return said

@@ -1,0 +1,364 @@
+"""Images and tables of features: read, taught, measured, shown, through the command line and as parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_csv
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
+from PIL import Image as Pillow
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    DeiTImageProcessorPil,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+from limbeck.checkpoints import Checkpoint, open_classifier
+from limbeck.data import find_columns, read
+from limbeck.errors import InputError
+from limbeck.recipe.schema import Data, ImageChanges, Source
+from limbeck.tasks.features import FeatureProcessor
+from limbeck.tasks.images import ImageReader, as_the_teacher_reads
+from limbeck.tasks.random_images import RandomImages
+
+QUICK = [
+    "training.batch_size=16",
+    "training.learning_rate=1e-2",
+    "training.epochs=3",
+    "evaluation.resamples=100",
+    "evaluation.speed=false",
+    "export=[]",
+]
+CNN = "student.shape={model_type: small-cnn, channels: [4], kernel_size: 3, hidden_sizes: [8]}"
+
+
+def make_images(count: int = 96, side: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Grey images whose left (0) or right (1) half is brighter."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, count)
+    images = draw.integers(0, 120, (count, side, side))
+    for image, label in zip(images, labels, strict=True):
+        image[:, label * side // 2 : (label + 1) * side // 2] += 110
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def images_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and labels as arrays."""
+    path = tmp_path_factory.mktemp("images") / "halves.npz"
+    images, labels = make_images()
+    np.savez(path, x=images, y=labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same kind of images as coloured files in folders by class, of several sizes."""
+    root = tmp_path_factory.mktemp("folders")
+    images, labels = make_images(60, seed=1)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = root / ("left", "right")[label]
+        place.mkdir(exist_ok=True)
+        Pillow.fromarray(image).convert("RGB").resize((8 + number % 3, 8)).save(place / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def table_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Numbers and a name, of which the label follows."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for _ in range(120):
+        size, colour = draw.normal(50, 10), ("red", "green", "blue")[draw.integers(3)]
+        label = "big" if size + 15 * (colour == "red") > 55 else "small"
+        rows.append({"size": f"{size:.2f}", "weight": f"{draw.normal():.3f}", "colour": colour, "label": label})
+    return write_csv(tmp_path_factory.mktemp("table") / "things.csv", rows)
+
+
+@pytest.fixture(scope="module")
+def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny image transformer for images of 8 x 8 pixels in colour, as transformers saves it."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        id2label={0: "left", 1: "right"}, label2id={"left": 0, "right": 1},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("vit") / "teacher"
+    ViTForImageClassification(config).save_pretrained(folder)
+    size = {"height": 8, "width": 8}
+    ViTImageProcessorPil(size=size, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return folder
+
+
+# --- through the command line -------------------------------------------------------------------------------------
+
+
+def test_images_go_from_arrays_to_a_teacher_to_a_smaller_student(
+    command: Any, images_npz: Path, tmp_path: Path
+) -> None:
+    code, printed = command("train", f"data={images_npz}", CNN, f"output={tmp_path}/teacher", *QUICK)
+    assert code == 0, printed
+    assert "image is column image" in printed
+    small = "student.shape={model_type: mlp, hidden_sizes: [4]}"
+    words = ["distill", "hinton", f"teacher={tmp_path}/teacher", f"data={images_npz}", small, *QUICK]
+    code, printed = command(*words, f"output={tmp_path}/run")
+    assert code == 0, printed
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["task"]["inputs"] == "image"
+    assert metrics["teacher"]["quality"]["accuracy"]["value"] > 0.9
+    assert metrics["student"]["quality"]["accuracy"]["value"] > 0.7
+    assert metrics["student"]["slices"]["length"] == {}
+    code, printed = command(*words, f"output={tmp_path}/run")
+    assert "reused" in printed, "the teacher was asked again"
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "student")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "student", backend="pil")
+    images, labels = make_images(64, seed=5)
+    read = processor([Pillow.fromarray(image) for image in images], return_tensors="pt")
+    right = (model(**read).logits.argmax(-1).numpy() == labels).mean()
+    assert right > 0.7, "what is saved is not what was measured"
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "image-classification" in card
+    assert "sorts images into 2 classes" in card
+
+
+def test_a_folder_of_class_folders_teaches_a_transformer_without_its_own_head(
+    command: Any, images_folder: Path, image_teacher: Path, tmp_path: Path
+) -> None:
+    words = [f"teacher={image_teacher}", f"data={images_folder}", "student.layers=1", *QUICK, f"output={tmp_path}/run"]
+    code, printed = command("distill", "hinton", *words)
+    assert code == 0, printed
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "student")
+    assert model.config.num_hidden_layers == 1
+    assert model.config.id2label == {0: "left", 1: "right"}
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "data:image/png;base64," in report, "no example is shown"
+
+
+def test_a_table_of_numbers_and_names_teaches_a_network(command: Any, table_csv: Path, tmp_path: Path) -> None:
+    about = [f"data={table_csv}", "data.features=[size, weight, colour]"]
+    wide = "student.shape={model_type: mlp, hidden_sizes: [32]}"
+    code, printed = command("train", *about, wide, f"output={tmp_path}/teacher", *QUICK, "training.epochs=20")
+    assert code == 0, printed
+    assert "features are 3 columns" in printed
+    words = [f"teacher={tmp_path}/teacher", *about, "student.shape={model_type: mlp, hidden_sizes: [8]}"]
+    code, printed = command("distill", "hinton", *words, f"output={tmp_path}/run", *QUICK, "training.epochs=20")
+    assert code == 0, printed
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["student"]["quality"]["accuracy"]["value"] > 0.7
+    place = tmp_path / "run" / "student"
+    model, processor = AutoModel.from_pretrained(place), AutoFeatureExtractor.from_pretrained(place)
+    assert isinstance(processor, FeatureProcessor)
+    assert processor.names == ["size", "weight", "colour=blue", "colour=green", "colour=red"]
+    opened = open_classifier(str(place))
+    assert opened.inputs == "features"
+    rows = {"size": [20.0, 90.0], "weight": [0.0, 0.0], "colour": ["blue", "red"]}
+    said = model(**processor(rows, return_tensors="pt")).logits.argmax(-1)
+    assert [model.config.id2label[int(each)] for each in said] == ["small", "big"]
+    knowledge = load_from_disk(str(next((tmp_path / "run" / "knowledge").glob("*/manifest.json")).parent))
+    assert knowledge.column_names == ["size", "weight", "colour", "logits"]
+
+
+def test_deit_learns_from_changed_images_with_a_head_for_the_teacher(
+    command: Any, images_folder: Path, image_teacher: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = [f"student.shape.{name}={value}" for name, value in (sizes | {"patch_size": 4}).items()]
+    words = ["distill", "deit", f"teacher={image_teacher}", f"data={images_folder}", *shape, *QUICK]
+    code, printed = command(*words, "baseline=false", f"output={tmp_path}/run")
+    assert code == 0, printed
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "student")
+    assert type(model).__name__ == "DeiTForImageClassificationWithTeacher"
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["student"]["history"]["distill"]
+    assert {"soft_targets", "hard_labels"} <= set(history[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["data.text=image"], "holds"),
+        (["data.features=[image]"], "one number or name"),
+        (["data.text=image", "data.image=image"], "an example is one of them"),
+        (["data.image=picture"], "not in the data"),
+        (["student.shape={model_type: resnett}"], "resnet"),
+        (["student.shape={model_type: small-cnn, chanels: [3]}"], "channels"),
+        (["student.shape={model_type: small-cnn, kernel_size: 4}"], "odd"),
+        (["student.tokenizer=here"], "about text"),
+        (["student.shape=null"], "student"),
+    ],
+)
+def test_a_mistake_about_images_is_one_sentence(
+    words: list[str], says: str, command: Any, images_npz: Path, tmp_path: Path
+) -> None:
+    code, printed = command("train", f"data={images_npz}", CNN, f"output={tmp_path}/run", *QUICK, *words)
+    assert code == 2, printed
+    assert says in " ".join(printed.split())
+    assert "Traceback" not in printed
+
+
+def test_models_and_examples_of_different_kinds_are_refused(
+    command: Any, images_npz: Path, reviews_csv: Path, tiny_teacher_dir: Path, image_teacher: Path, tmp_path: Path
+) -> None:
+    code, printed = command(
+        "distill", "hinton", f"teacher={tiny_teacher_dir}", f"data={images_npz}", CNN, f"output={tmp_path}/a"
+    )
+    assert code == 2
+    code, printed = command(
+        "distill", "hinton", f"teacher={image_teacher}", f"data={reviews_csv}", f"output={tmp_path}/b"
+    )
+    assert code == 2
+    assert "reads images" in " ".join(printed.split()) or "labels" in printed
+
+
+def test_changes_of_images_are_refused_where_there_are_none(
+    command: Any, reviews_csv: Path, tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
+    words = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "training.images={flip: true}"]
+    code, printed = command("distill", "hinton", *words, f"output={tmp_path}/run")
+    assert code == 2
+    assert "training.images=null" in " ".join(printed.split())
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processor", [ViTImageProcessorPil, DeiTImageProcessorPil])
+def test_what_the_reader_makes_is_what_the_processor_makes(processor: Any) -> None:
+    settings = {"size": {"height": 12, "width": 12}, "crop_size": {"height": 8, "width": 8}}
+    settings |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    made = processor(**settings)
+    draw = np.random.default_rng(0)
+    pictures = [Pillow.fromarray(draw.integers(0, 255, (9 + i, 15, 3), dtype=np.uint8)) for i in range(4)]
+    model = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    reader = ImageReader(Checkpoint(model, made, "tiny"))
+    table = Dataset.from_dict(
+        {"image": pictures, "label": [0, 1, 0, 1]}, features=Features({"image": Image(), "label": Value("int64")})
+    )
+    batch = reader.collate(list(reader.encode(table)))
+    expected = made(pictures, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(batch["pixel_values"], expected.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reader.batch(table)["pixel_values"], batch["pixel_values"])
+    assert batch["labels"].tolist() == [0, 1, 0, 1]
+    other = ImageReader(
+        Checkpoint(model, processor(**settings | {"image_mean": [0.1] * 3, "image_std": [0.9] * 3}), "b")
+    )
+    shown = as_the_teacher_reads(reader, other, batch)["pixel_values"]
+    torch.testing.assert_close(shown, other.batch(table)["pixel_values"], rtol=1e-4, atol=1e-4)
+
+
+def image_reader(table: Dataset) -> ImageReader:
+    """A reader of 8 x 8 grey images, whose sizes it knows."""
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4, num_channels=1
+    )
+    made = ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    return ImageReader(Checkpoint(ViTForImageClassification(config), made, "tiny"))
+
+
+def test_changed_images_follow_from_seed_epoch_and_examples_alone() -> None:
+    images, labels = make_images(8)
+    features = Features({"image": Image(), "label": Value("int64")})
+    table = Dataset.from_dict(
+        {"image": [Pillow.fromarray(each) for each in images], "label": labels.tolist()}, features=features
+    )
+    reader = image_reader(table)
+    examples = list(reader.encode(table))
+    changes = ImageChanges(flip=True, crop=2, erase=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1)
+    made = [
+        RandomImages(reader, changes, 2, seed, lambda epoch=epoch: epoch)(examples)
+        for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
+    assert torch.equal(made[0]["pixel_values"], made[1]["pixel_values"])
+    assert all(not torch.equal(made[0]["pixel_values"], each["pixel_values"]) for each in made[2:])
+    assert made[0]["row"].tolist() == list(range(8))
+    torch.testing.assert_close(made[0]["labels"].sum(-1), torch.ones(8))
+    plain = RandomImages(reader, ImageChanges(), 2, 0, lambda: 0)(examples)
+    torch.testing.assert_close(plain["pixel_values"], reader.collate(examples)["pixel_values"])
+    assert plain["labels"].tolist() == labels.tolist()
+
+
+def test_mixing_images_mixes_labels_in_the_same_shares() -> None:
+    """All of one class are white, all of the other black: a mixed image's brightness is its label."""
+    images = np.zeros((16, 8, 8), dtype=np.uint8)
+    labels = np.arange(16) % 2
+    images[labels == 1] = 255
+    features = Features({"image": Image(), "label": Value("int64")})
+    table = Dataset.from_dict(
+        {"image": [Pillow.fromarray(each) for each in images], "label": labels.tolist()}, features=features
+    )
+    reader = image_reader(table)
+    examples = list(reader.encode(table))
+    for name in ("mixup", "cutmix"):
+        for epoch in range(5):
+            batch = RandomImages(reader, ImageChanges(**{name: 1.0}), 2, 0, lambda epoch=epoch: epoch)(examples)
+            brightness = reader.bytes_of(batch["pixel_values"]).mean((1, 2, 3)) / 255
+            torch.testing.assert_close(batch["labels"][:, 1], brightness, rtol=1e-4, atol=1e-4)
+
+
+def test_features_are_standardised_and_names_are_one_hot() -> None:
+    table = Dataset.from_dict({"a": [1.0, 3.0, 5.0], "b": ["x", "y", "x"], "c": [2.0, 2.0, 2.0]})
+    processor = FeatureProcessor.fit(table, ("a", "b", "c"))
+    made = processor(table)["features"]
+    scaled = (np.array([1, 3, 5]) - 3) / np.std([1, 3, 5])
+    np.testing.assert_allclose(made, np.stack([scaled, [1, 0, 1], [0, 1, 0], [0, 0, 0]], 1), rtol=1e-6)
+    unknown = processor({"a": [3.0], "b": ["z"], "c": [2.0]})["features"]
+    assert unknown.tolist() == [[0, 0, 0, 0]]
+    with pytest.raises(InputError, match="column 'b'"):
+        processor({"a": [3.0], "c": [2.0]})
+
+
+def test_arrays_may_hold_splits_features_and_named_columns(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    arrays = {f"x_{name}": draw.normal(size=(6, 3)) for name in ("train", "test")}
+    arrays |= {f"y_{name}": np.arange(6) % 2 for name in ("train", "test")} | {
+        "feature_names": np.array(["a", "b", "c"])
+    }
+    np.savez(tmp_path / "table.npz", **arrays)
+    source = Source(path=str(tmp_path / "table.npz"))
+    test = read(source, "test")
+    assert test.column_names == ["a", "b", "c", "label"]
+    np.testing.assert_allclose(test["b"][:], arrays["x_test"][:, 1])
+    columns = find_columns(test, Data(train=source))
+    assert (columns.kind, columns.inputs, columns.label) == ("features", ("a", "b", "c"), ("label",))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"pixels": np.zeros((2, 4, 4), np.uint8)}, "inputs are read from"),
+        ({"x": np.zeros((2, 4, 4), np.float32)}, "uint8"),
+        ({"x": np.zeros((2, 4, 4, 2), np.uint8)}, "channels"),
+        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3)}, "one for each"),
+        ({"x": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
+    ],
+)
+def test_arrays_that_are_no_examples_are_refused(arrays: dict[str, Any], says: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(InputError, match=says):
+        read(Source(path=str(tmp_path / "bad.npz")), "train")
+
+
+def test_missing_values_and_images_are_refused_by_row(command: Any, tmp_path: Path) -> None:
+    rows = [{"a": "1", "b": "x", "label": "p"}, {"a": "", "b": "y", "label": "q"}] * 20
+    path = write_csv(tmp_path / "holes.csv", rows)
+    shape = "student.shape={model_type: mlp}"
+    code, printed = command("train", f"data={path}", "data.features=[a,b]", shape, f"output={tmp_path}/run")
+    assert code == 2
+    assert "column 'a'" in " ".join(printed.split())
+    assert "row 2" in " ".join(printed.split())
+    images, labels = make_images(20)
+    pictures = [None, *(Pillow.fromarray(each) for each in images[1:])]
+    features = Features({"image": Image(), "label": ClassLabel(names=["l", "r"])})
+    Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features).save_to_disk(tmp_path / "saved")
+    code, printed = command("train", f"data={tmp_path}/saved", CNN, f"output={tmp_path}/run2")
+    assert code == 2
+    assert "image 1 in column 'image' is missing" in " ".join(printed.split())

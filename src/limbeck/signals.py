@@ -39,6 +39,23 @@ class SparseWords:
 
 
 @dataclass
+class Paths:
+    """How B inputs went through a soft decision tree of depth D; nodes are numbered level by level from the root.
+
+    Attributes:
+        gates: of each inner node the probability of going right, float32 [B, 2^D - 1].
+        nodes: of each inner node the probability of coming there, likewise.
+        leaves: of each leaf the probability of ending there, float32 [B, 2^D].
+        expected: log-probabilities of the classes, averaged over the leaves by these probabilities, float32 [B, C].
+    """
+
+    gates: torch.Tensor
+    nodes: torch.Tensor
+    leaves: torch.Tensor
+    expected: torch.Tensor
+
+
+@dataclass
 class Signals:
     """What a model says about B examples of up to n tokens. Inner signals are there for the layers that were wanted.
 
@@ -55,6 +72,7 @@ class Signals:
         values: likewise.
         scores: attention scores before softmax and padding mask [B, h, n, n]; -inf where the architecture never looks.
         at_words: of a causal language model's teacher: what it says about the words at the batch's `positions`.
+        paths: of a soft tree.
     """
 
     logits: Any = None
@@ -65,6 +83,7 @@ class Signals:
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
     at_words: WordSource | None = None
+    paths: Paths | None = None
 
 
 class WordSource(Protocol):
@@ -76,9 +95,10 @@ class WordSource(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which signals of a model a loss reads: whether its logits, and by kind the layers; see `Signals`."""
+    """Which signals of a model a loss reads: whether its logits or paths, and by kind the layers; see `Signals`."""
 
     logits: bool = False
+    paths: bool = False
     features: frozenset[int] = frozenset()
     hidden: frozenset[int] = frozenset()
     queries: frozenset[int] = frozenset()

@@ -25,7 +25,7 @@ from limbeck.checkpoints import (
 from limbeck.data import Splits
 from limbeck.data.augmentation import augment
 from limbeck.errors import InputError
-from limbeck.evaluation import describe_task, evaluate_language, evaluate_models
+from limbeck.evaluation import describe_task, describe_tree, evaluate_language, evaluate_models
 from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
@@ -35,7 +35,7 @@ from limbeck.knowledge import Store, WordStore, label_texts
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
 from limbeck.recipe.schema import Stage
-from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives
+from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives, PathCrossEntropy
 from limbeck.report import write_card, write_report
 from limbeck.rules import LabelRules
 from limbeck.rules.answers import AnswerRules
@@ -320,7 +320,11 @@ def _without_teacher(recipe: Recipe, stage: Stage, ready: Prepared) -> Stage:
     if on_transfer:
         epochs = recipe.training_of(stage).epochs * len(ready.splits.transfer) / len(ready.splits.train)
         changes["training"] = stage.training | {"epochs": epochs}
-    return stage.model_copy(update=changes | {"objectives": Objectives(hard_labels=HardLabels())})
+    objectives = Objectives(hard_labels=HardLabels(), balance=stage.objectives.balance)
+    if stage.objectives.path_cross_entropy is not None:
+        by_path = PathCrossEntropy(targets="labels")
+        objectives = Objectives(path_cross_entropy=by_path, balance=stage.objectives.balance)
+    return stage.model_copy(update=changes | {"objectives": objectives})
 
 
 def measure(
@@ -379,4 +383,8 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
         models["teacher"] = open_teacher(ready.teachers, recipe.teacher, task, length, "float32")
     models |= {name: HuggingFaceModel(checkpoint, task, length) for name, checkpoint in made.items()}
     models |= {f"student_{name}": OnnxModel(path, student, task, length) for name, path in exports.items()}
-    return evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.label_rules)
+    measured = evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.label_rules)
+    tree = describe_tree(student, models["student"], ready.splits.test, task)
+    if tree is not None:
+        measured["student"]["tree"] = tree
+    return measured

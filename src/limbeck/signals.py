@@ -39,6 +39,23 @@ class SparseWords:
 
 
 @dataclass
+class Paths:
+    """How B inputs went through a soft decision tree of depth D; nodes are numbered level by level from the root.
+
+    Attributes:
+        gates: of each inner node the probability of going right, float32 [B, 2^D - 1].
+        nodes: of each inner node the probability of coming there, likewise.
+        leaves: of each leaf the probability of ending there, float32 [B, 2^D].
+        expected: log-probabilities of the classes, averaged over the leaves by these probabilities, float32 [B, C].
+    """
+
+    gates: torch.Tensor
+    nodes: torch.Tensor
+    leaves: torch.Tensor
+    expected: torch.Tensor
+
+
+@dataclass
 class Signals:
     """What a model says about B examples of up to n tokens. Inner signals are there for the layers that were wanted.
 
@@ -57,6 +74,7 @@ class Signals:
         heads: of a student with a head for `labels` and one for the `teacher`, whose logits are the mean of both:
             each one's own logits [B, C].
         at_words: of a causal language model's teacher: what it says about the words at the batch's `positions`.
+        paths: of a soft tree.
     """
 
     logits: Any = None
@@ -68,6 +86,7 @@ class Signals:
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
     at_words: WordSource | None = None
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
+    paths: Paths | None = None
 
 
 class WordSource(Protocol):
@@ -79,9 +98,10 @@ class WordSource(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which signals of a model a loss reads: whether its logits, and by kind the layers; see `Signals`."""
+    """Which signals of a model a loss reads: whether its logits or paths, and by kind the layers; see `Signals`."""
 
     logits: bool = False
+    paths: bool = False
     features: frozenset[int] = frozenset()
     hidden: frozenset[int] = frozenset()
     queries: frozenset[int] = frozenset()

@@ -29,8 +29,10 @@ class Shape:
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """A model's sizes, from its configuration."""
+    """A model's sizes, from its configuration; zeros of one that is no transformer."""
     config = model.config
+    if not hasattr(config, "num_attention_heads"):
+        return Shape(0, 0, 0, config.model_type)  # no transformer: nothing that terms on layers could look at
     heads, inner = config.num_attention_heads, getattr(config, "true_hidden_size", None)  # MobileBERT's bottleneck
     head = getattr(config, "head_dim", None) or (inner or config.hidden_size) // heads
     shared = getattr(config, "num_key_value_heads", None) or heads

@@ -2,5 +2,6 @@
 
 from limbeck.evaluation.evaluate import describe_task, evaluate_models
 from limbeck.evaluation.language import evaluate_language
+from limbeck.evaluation.trees import describe_tree
 
-__all__ = ["describe_task", "evaluate_language", "evaluate_models"]
+__all__ = ["describe_task", "describe_tree", "evaluate_language", "evaluate_models"]

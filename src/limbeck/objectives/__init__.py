@@ -14,6 +14,7 @@ from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.policy_gradient import PolicyGradient
 from limbeck.objectives.relations import Relations
 from limbeck.objectives.soft_targets import SoftTargets
+from limbeck.objectives.soft_tree import Balance, PathCrossEntropy
 from limbeck.objectives.term import Shapes, Term, labelled, need_shapes, valid
 from limbeck.recipe.terms import Objectives
 from limbeck.tasks import Task
@@ -21,6 +22,8 @@ from limbeck.tasks import Task
 TERMS: dict[str, Callable[..., Term]] = {
     "hard_labels": HardLabels,
     "soft_targets": SoftTargets,
+    "path_cross_entropy": PathCrossEntropy,
+    "balance": Balance,
     "masked_lm": MaskedLM,
     "next_token": NextToken,
     "policy_gradient": PolicyGradient,
@@ -63,6 +66,7 @@ def build_terms(
 __all__ = [
     "TERMS",
     "Attention",
+    "Balance",
     "Contrastive",
     "Embedding",
     "FeatureMap",
@@ -70,6 +74,7 @@ __all__ = [
     "Hidden",
     "MaskedLM",
     "NextToken",
+    "PathCrossEntropy",
     "PolicyGradient",
     "Relations",
     "Shapes",

@@ -126,12 +126,18 @@ def _check_terms(recipe: Recipe, stage: Stage) -> None:
     """Refuse a term without its teacher, or of another task."""
     on_text, causal = stage.on_text, recipe.task.kind == "causal-lm"
     for name in stage.objectives.names:
-        if recipe.teacher is None and name not in ("hard_labels", "masked_lm", "next_token"):
+        if recipe.teacher is None and name in stage.objectives.taught:
             raise ValueError(f"stage '{stage.name}' has {name}, which needs a teacher; give teacher=...")
         if not causal and name in ("next_token", "policy_gradient"):
             raise ValueError(f"stage '{stage.name}' has {name}, which is about task causal-lm; use another term")
         if on_text and name == "hard_labels":
             raise ValueError(f"stage '{stage.name}' is about plain text, which has no hard_labels; use masked_lm")
+        if name in ("path_cross_entropy", "balance") and (on_text or recipe.task.kind != "classification"):
+            about = "masked-lm" if on_text else recipe.task.kind
+            raise ValueError(
+                f"stage '{stage.name}' has {name}, which is about a soft tree that tells classes apart, and its task is "
+                f"{about}; use another term"
+            )
         if not on_text and name == "masked_lm":
             raise ValueError(f"stage '{stage.name}' has masked_lm, which is about plain text; add task: masked-lm")
 

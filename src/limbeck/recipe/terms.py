@@ -36,6 +36,26 @@ class SoftTargets(TermSection):
     """Of `jsd`: near 0 like the forward KL divergence, near 1 like the reverse."""
 
 
+class PathCrossEntropy(TermSection):
+    """Cross entropy of a soft tree's leaves, weighted by the probability of ending there."""
+
+    targets: Literal["teacher", "labels"] = "teacher"
+    """What the leaves are to say: the teacher's distribution, or the true class."""
+    temperature: Positive = 1.0
+    """The teacher's logits are divided by it."""
+
+
+class Balance(TermSection):
+    """A penalty on a soft tree's nodes that send most examples the same way."""
+
+    weight: Positive = 0.1
+    """Its share of the loss."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """What a node counts for, for each level that it is deeper than the root."""
+    window: Annotated[float, Field(ge=1)] = 1.0
+    """The updates over which the root's average runs; twice as many with each level."""
+
+
 LayerMap = Literal["uniform", "skip", "last"] | dict[int, int]
 """Which teacher layer each student layer learns from; see `limbeck.objectives.layer_maps`."""
 
@@ -117,6 +137,10 @@ class Objectives(Section):
     """Learn from the true labels."""
     soft_targets: SoftTargets | None = None
     """Learn from the teacher's outputs."""
+    path_cross_entropy: PathCrossEntropy | None = None
+    """Learn a soft tree, from the teacher's outputs or the true labels."""
+    balance: Balance | None = None
+    """Have a soft tree use all of its branches."""
     masked_lm: MaskedLM | None = None
     """Learn to fill in the masked words of plain text."""
     next_token: NextToken | None = None
@@ -148,6 +172,14 @@ class Objectives(Section):
         return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
     @property
+    def taught(self) -> list[str]:
+        """The terms that learn from a teacher."""
+        alone = {"hard_labels", "masked_lm", "next_token", "balance"}
+        if self.path_cross_entropy is not None and self.path_cross_entropy.targets == "labels":
+            alone.add("path_cross_entropy")
+        return [name for name in self.names if name not in alone]
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether some term learns from a teacher."""
-        return bool(set(self.names) - {"hard_labels", "masked_lm", "next_token"})
+        return bool(self.taught)

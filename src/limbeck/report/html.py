@@ -79,6 +79,7 @@ def write_report(metrics: Metrics, recipe_yaml: str, path: Path) -> Path:
         disagreements=sections.disagreements(metrics),
         tests=sections.tests(metrics),
         rules=sections.rules(metrics),
+        tree=sections.tree(metrics),
         facts=sections.facts(metrics, recipe),
         recipe=recipe_yaml,
     )

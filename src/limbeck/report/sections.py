@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from limbeck.recipe.schema import Recipe
-from limbeck.report import sentences
+from limbeck.report import sentences, trees
 from limbeck.report.numbers import (
     SHARES,
     bounds,
@@ -197,6 +197,33 @@ def tests(metrics: Metrics) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def tree(metrics: Metrics) -> dict[str, Any] | None:
+    """Drawings of the student where it is a soft tree, and what they show; None where it is not."""
+    found = get(metrics, "student", "tree")
+    if found is None:
+        return None
+    path, ends = found["path"], len(found["ends"])
+    below = 2 ** found["depth"] // ends
+    what = {
+        "image": "a gate's filter: an image bright in the blue pixels goes right, in the orange ones left",
+        "features": "the features that weigh most at a gate: what has more of the blue ones goes right, of the orange "
+        "ones left",
+        "text": "the words that weigh most at a gate: those in blue speak for the right, those in orange for the left",
+    }[found["inputs"]]
+    leaves = f"the {below} leaves below it, by how many examples end in each" if below > 1 else "its leaf"
+    right = path["predicted"] == path["label"]
+    label = "" if path["label"] is None else f", and that is {'right' if right else 'wrong: ' + str(path['label'])}"
+    return {
+        "tree": trees.draw_tree(found),
+        "path": trees.draw_path(found),
+        "tree_note": f"The upper {ends.bit_length() - 1} of {found['depth']} levels. Shown is {what}. The wider a line, "
+        f"the more of the test examples take it. Below each branch: what {leaves} says, and the share of the examples "
+        "that come there.",
+        "path_note": f"The first test example on its likeliest path. The student says {path['predicted']}{label}.",
+        "text": path.get("text"),
+    }
 
 
 def rules(metrics: Metrics) -> dict[str, Any] | None:

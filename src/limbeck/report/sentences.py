@@ -229,6 +229,8 @@ def objective(stage: Stage, regression: bool) -> str:
         weight = settings.pop("weight")
         if settings.get("form") != "jsd":
             settings.pop("beta", None)
+        if settings.get("targets") == "labels":
+            settings.pop("temperature")
         if not stage.on_text:
             settings.pop("positions", None)  # of a text there is one answer
             if regression and name == "soft_targets":

@@ -30,6 +30,7 @@ from limbeck.recipe.schema import Student
 from limbeck.recipe.sections import nearest
 from limbeck.students.ib_bert import IBBertConfig
 from limbeck.students.layers import keep_settings
+from limbeck.students.soft_tree import SoftTreeConfig, SoftTreeForSequenceClassification
 from limbeck.tasks import Task
 
 # `embeddings`, ELECTRA's `embeddings_project` and Llama's `embed_tokens`; GPT-2's; ALBERT's projection.
@@ -71,6 +72,8 @@ def fresh_student(
         origin["tokenizer"] = student.tokenizer
     if student.embeddings:
         origin["embeddings"] = _take_embeddings(model, tokenizer, owner)
+    elif isinstance(model, SoftTreeForSequenceClassification):
+        raise InputError("a soft-tree reads the teacher's embeddings and trains none; give student.embeddings=true")
     return Checkpoint(model, tokenizer_for(model, tokenizer), "student"), origin
 
 
@@ -111,6 +114,7 @@ def _other_architecture(
     """An architecture's own configuration with what follows from tokenizer and teacher, and the shape's entries."""
     _, names, does = _kinds(task)
     known = [*names, *([] if task.kind == "causal-lm" else [IBBertConfig.model_type])]
+    known += [SoftTreeConfig.model_type] if task.kind == "classification" else []
     if kind not in known:
         raise InputError(f"student.shape: no architecture '{kind}' that {does}; {nearest(str(kind), known)}")
     default = AutoConfig.for_model(kind)
@@ -123,6 +127,8 @@ def _other_architecture(
             settings["max_position_embeddings"] = theirs.max_position_embeddings - _unused_positions(teacher.model)
     if tokenizer is not None:
         settings |= _vocabulary(default, tokenizer, len(tokenizer))
+    if kind == SoftTreeConfig.model_type and teacher is not None:
+        settings["num_features"] = teacher.model.get_input_embeddings().weight.shape[1]
     try:
         return AutoConfig.for_model(kind, **(settings | shape))
     except Exception as error:  # each configuration checks its entries in its own way

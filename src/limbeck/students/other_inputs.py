@@ -15,7 +15,8 @@ from limbeck.checkpoints import Checkpoint
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Student
 from limbeck.recipe.sections import nearest
-from limbeck.students.dense import FEATURE_MODELS, IMAGE_MODELS
+from limbeck.students.dense import MLPConfig, SmallCNNConfig
+from limbeck.students.soft_tree import SoftTreeConfig
 from limbeck.tasks import Task
 from limbeck.tasks.features import FeatureProcessor
 
@@ -54,7 +55,8 @@ def fresh_other(
 def _of_images(
     kind: str | None, shape: dict[str, Any], teacher: Checkpoint | None, task: Task, examples: Dataset
 ) -> Checkpoint:
-    known = [*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *IMAGE_MODELS]
+    ours = (MLPConfig, SmallCNNConfig, SoftTreeConfig)
+    known = [*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *(each.model_type for each in ours)]
     config = _config(kind, known, "classifies images", shape, teacher)
     asked = shape.get("image_size")
     if teacher is not None and teacher.inputs == "image" and asked in (None, _size(teacher)):
@@ -72,7 +74,7 @@ def _of_images(
 def _of_features(
     kind: str | None, shape: dict[str, Any], teacher: Checkpoint | None, task: Task, examples: Dataset
 ) -> Checkpoint:
-    config = _config(kind, list(FEATURE_MODELS), "reads features", shape, teacher)
+    config = _config(kind, [MLPConfig.model_type, SoftTreeConfig.model_type], "reads features", shape, teacher)
     processor = FeatureProcessor.fit(examples, task.features)
     return Checkpoint(_model(AutoModel, config, {"num_features": processor.width} | shape, task), processor, "student")
 

@@ -33,6 +33,7 @@ from limbeck.recipe.schema import Recipe, Stage, Training
 from limbeck.rules.answers import AnswerRules
 from limbeck.signals import SignalSource, Wanted
 from limbeck.students.language_model import language_model
+from limbeck.students.soft_tree import SoftTreeConfig
 from limbeck.tasks import Task
 from limbeck.tasks.causal_lm import CausalBatches
 from limbeck.tasks.images import ImageReader, as_the_teacher_reads, what_differs
@@ -164,6 +165,11 @@ def plan_stages(
         teacher = general if phase.stage.on_text else next(iter(teachers), None)
         terms = terms_of(phase, task, shape, teacher.model if teacher else None)
         mine, its = wanted_of(terms)
+        if mine.paths and student.model.config.model_type != SoftTreeConfig.model_type:
+            raise InputError(
+                f"stage '{phase.stage.name}' learns a soft tree, and the student is a {student.model.config.model_type}; "
+                "give student.shape.model_type=soft-tree, or use soft_targets"
+            )
         if phase.stage.on_text and mine.logits:
             language_head_path(student.model)
         if its == Wanted():

@@ -17,7 +17,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import is_liger_kernel_available
 
 from limbeck import hardware
-from limbeck.anatomy import StatesAt, layer_list
+from limbeck.anatomy import StatesAt, layer_list, shape_of
 from limbeck.checkpoints import Checkpoint, open_for
 from limbeck.data import Splits
 from limbeck.files import read_json, require_space, write_json
@@ -85,7 +85,7 @@ def train_stages(
     # Two checkpoints of weights and two AdamW moments, one more being written, the result.
     require_space(folder, 10 * size, f"training the {name}")
     places = Path(recipe.output) / "stages"
-    phases = phases_of(stages, recipe, start.model.config.num_hidden_layers)
+    phases = phases_of(stages, recipe, shape_of(start.model).layers)
     workplaces = [places / f"{name}-{number}-{phase.name}" for number, phase in enumerate(phases, 1)]
     done: dict[str, dict[str, Any]] = {}
     checkpoint = start
@@ -206,11 +206,11 @@ def trainer_for(
 
 @contextmanager
 def extra_weights(model: PreTrainedModel, terms: Sequence[Term]) -> Iterator[None]:
-    """Train and checkpoint the terms' own weights with the model; they are gone from it afterwards.
+    """Train and checkpoint the terms' own weights and averages with the model; they are gone from it afterwards.
 
     As a part of the model they are in its optimiser, its checkpoints and its gradients' exchange between processes.
     """
-    own = {t.name: t for t in terms if isinstance(t, nn.Module) and list(t.parameters())}
+    own = {t.name: t for t in terms if isinstance(t, nn.Module) and t.state_dict()}
     if own:
         model.add_module(TERMS_MODULE, nn.ModuleDict(own))
     try:

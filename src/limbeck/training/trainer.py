@@ -16,7 +16,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from limbeck.anatomy import Capture, StatesAt, WordsAt
-from limbeck.objectives import PolicyGradient, Term
+from limbeck.objectives import Balance, PolicyGradient, Term
 from limbeck.objectives.vocabulary import over_vocabulary, word_scores
 from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.causal_lm import causal_inputs
@@ -117,7 +117,18 @@ class DistillationTrainer(Trainer):
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         self._batches += bool(batches)
+        self._look_ahead(batches)
         return batches, counts
+
+    def _look_ahead(self, batches: list[Batch]) -> None:
+        """Tell a term that averages over the whole global batch what is in it, before any part of it is learnt from."""
+        balance = next((term for term in self.terms if isinstance(term, Balance)), None)
+        if balance is None or not batches:
+            return
+        with torch.no_grad(), self.compute_loss_context_manager():
+            said = [self._forward(self.model, self._prepare_inputs(batch)).paths for batch in batches]
+        sums = torch.stack([balance.sums(paths) for paths in said]).sum(0)
+        balance.begin(self.accelerator.reduce(sums, "sum") if self.args.world_size > 1 else sums)
 
     def _answered(self, batch: Batch, update: int, number: int) -> Batch:
         """A micro-batch with the student's own answers."""
@@ -187,6 +198,7 @@ class DistillationTrainer(Trainer):
         signals = self.capture.signals(None if apart else getattr(output, "logits", None))
         if teacher is not None and hasattr(output, "distillation_logits"):
             signals.heads = {"labels": output.cls_logits, "teacher": output.distillation_logits}
+        signals.paths = getattr(output, "paths", None)
         totals = list(torch.zeros(len(self.terms), device=counts.device).unbind())
         loss = torch.zeros((), device=counts.device)
         for number, term in enumerate(self.terms):

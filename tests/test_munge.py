@@ -117,7 +117,9 @@ def test_the_seed_says_it_all_and_columns_stay_what_they_are(make: Any) -> None:
 
 
 def test_a_dataset_is_a_table_whose_classes_are_names() -> None:
-    rows = Dataset.from_dict({"x": [0.1, 0.5, 0.9], "kind": [0, 1, 1]}).cast_column("kind", ClassLabel(names=["a", "b"]))
+    rows = Dataset.from_dict({"x": [0.1, 0.5, 0.9], "kind": [0, 1, 1]}).cast_column(
+        "kind", ClassLabel(names=["a", "b"])
+    )
     assert sorted(munge(rows, 1, p=1.0)["kind"]) == [0, 1, 1]
     numbers = Dataset.from_dict({"x": [0.1, 0.5, 0.9], "kind": [0, 1, 2]})
     assert sorted(munge(numbers, 1, p=1.0, nominal=["kind"])["kind"]) == [0, 1, 2]

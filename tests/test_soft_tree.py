@@ -100,8 +100,12 @@ def test_paths_are_those_found_node_by_node_and_their_probabilities_sum_to_one(d
     for row in range(len(x)):
         expected = by_hand(model, x[row].double().numpy())
         np.testing.assert_allclose(paths.leaves[row].detach(), expected["leaves"], rtol=1e-5)
-        np.testing.assert_allclose(paths.nodes[row].detach(), list(dict(sorted(expected["came"].items())).values()), rtol=1e-5)
-        np.testing.assert_allclose(paths.gates[row].detach(), list(dict(sorted(expected["right"].items())).values()), rtol=1e-5)
+        np.testing.assert_allclose(
+            paths.nodes[row].detach(), list(dict(sorted(expected["came"].items())).values()), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            paths.gates[row].detach(), list(dict(sorted(expected["right"].items())).values()), rtol=1e-5
+        )
 
 
 def test_the_logits_are_those_of_the_mixture_of_leaves() -> None:
@@ -164,7 +168,11 @@ def test_inputs_of_another_size_are_refused() -> None:
 def test_trees_open_with_the_auto_classes(tmp_path: Path) -> None:
     images = SoftTreeForImageClassification(SoftTreeConfig(depth=2, image_size=[4, 6], num_channels=2, num_labels=C))
     words = SoftTreeForSequenceClassification(SoftTreeConfig(depth=2, num_features=M, vocab_size=9, num_labels=C))
-    kinds = ((make_tree(), AutoModel), (images, AutoModelForImageClassification), (words, AutoModelForSequenceClassification))
+    kinds = (
+        (make_tree(), AutoModel),
+        (images, AutoModelForImageClassification),
+        (words, AutoModelForSequenceClassification),
+    )
     given = (draw(), torch.randn(7, 2, 4, 6), torch.arange(14).reshape(7, 2) % 9)
     for number, ((model, auto), inputs) in enumerate(zip(kinds, given, strict=True)):
         model.save_pretrained(tmp_path / str(number))
@@ -176,7 +184,9 @@ def test_trees_open_with_the_auto_classes(tmp_path: Path) -> None:
 
 def test_text_is_the_mean_of_its_tokens_embeddings_without_padding() -> None:
     torch.manual_seed(0)
-    model = SoftTreeForSequenceClassification(SoftTreeConfig(depth=2, num_features=M, vocab_size=9, num_labels=C)).eval()
+    model = SoftTreeForSequenceClassification(
+        SoftTreeConfig(depth=2, num_features=M, vocab_size=9, num_labels=C)
+    ).eval()
     ids, mask = torch.tensor([[3, 4, 0], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
     table = model.get_input_embeddings().weight
     mean = torch.stack([(table[3] + table[4]) / 2, (table[5] + table[6] + table[7]) / 3])
@@ -446,7 +456,9 @@ def train_on_eight(folder: Path, size: int, accumulation: int) -> dict[str, torc
     """Three updates on eight examples each; the last one's gradient."""
     gradient = Gradient()
     x = torch.randn(24, M, generator=torch.Generator().manual_seed(4))
-    table = Dataset.from_dict({"features": x.tolist(), "row": range(24), "labels": [(0, 1, 2, -100)[i % 4] for i in range(24)]})
+    table = Dataset.from_dict(
+        {"features": x.tolist(), "row": range(24), "labels": [(0, 1, 2, -100)[i % 4] for i in range(24)]}
+    )
 
     def together(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}

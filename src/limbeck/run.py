@@ -161,9 +161,9 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         label_rules, answer_rules = opening.rules(recipe, task, splits.transfer, splits.test), None
     for notice in splits.notices:
         say(f"data: {notice}")
+    opening.check_fit(teachers, student, task)
     for checkpoint in [*teachers, student]:
         check_tokenizer(checkpoint, examples.some_texts(splits.train))
-    opening.check_fit(teachers, student, task)
     student.model.config.update(task.config)
     assistant = None
     if recipe.assistant is not None:

@@ -139,7 +139,7 @@ def _disagreements(task: Task, test: Dataset, labels: Array, logits: dict[str, A
         if distance[row] < 0:
             break
         example = test[int(row)]
-        entry = _shown(example, task)
+        entry: dict[str, Any] = dict(_shown(example, task))
         entry["label"] = _named(task, labels[row])
         for name in sides:
             entry[name] = _named(task, predicted[name][row])

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel, initialization
+
+from limbeck.tasks.features import FeatureProcessor
 
 
 class VectorConfig(PreTrainedConfig):
@@ -86,9 +88,9 @@ def flat(inputs: torch.Tensor, config: VectorConfig) -> torch.Tensor:
 
 
 def register(config: type[PreTrainedConfig], kinds: dict[Any, type[PreTrainedModel]]) -> None:
-    """Make `AutoConfig` know a configuration, and each auto class a model of it."""
-    from transformers import AutoConfig
-
+    """Make `AutoConfig` know a configuration, and each auto class a model of it and what makes its features."""
     AutoConfig.register(config.model_type, config, exist_ok=True)
     for auto, kind in kinds.items():
         auto.register(config, kind, exist_ok=True)
+    if AutoModel in kinds:
+        AutoFeatureExtractor.register(config, FeatureProcessor, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
-from transformers import FeatureExtractionMixin
+from transformers import BatchFeature, FeatureExtractionMixin
 
 from limbeck.arrow import fixed_rows
 from limbeck.errors import InputError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from limbeck.checkpoints import Checkpoint
 
 
-class FeatureProcessor(FeatureExtractionMixin):  # type: ignore[misc]
+class FeatureProcessor(FeatureExtractionMixin):
     """Makes a model's inputs of a table's columns; saved beside the model as `preprocessor_config.json`.
 
     Args:
@@ -62,8 +62,8 @@ class FeatureProcessor(FeatureExtractionMixin):  # type: ignore[misc]
             )
         ]
 
-    def __call__(self, table: Any, **kwargs: Any) -> dict[str, np.ndarray]:  # noqa: ANN401
-        """`features` float32 [N, m] of the examples of a table, by column name.
+    def __call__(self, table: Any, return_tensors: str | None = None) -> BatchFeature:  # noqa: ANN401
+        """`features` float32 [N, m] of the examples of a table, by column name; NumPy's unless `return_tensors` is `pt`.
 
         A name that was not there when the processor was made is none of those known: all zeros.
 
@@ -80,7 +80,8 @@ class FeatureProcessor(FeatureExtractionMixin):  # type: ignore[misc]
                 parts.append(np.array(list(map(str, values)))[:, None] == np.array(column["values"])[None])
             else:
                 parts.append(((np.asarray(values, dtype=np.float64) - column["mean"]) / column["std"])[:, None])
-        return {"features": np.concatenate(parts, axis=1).astype(np.float32)}
+        matrix = np.concatenate(parts, axis=1).astype(np.float32)
+        return BatchFeature({"features": matrix}, tensor_type=return_tensors)
 
 
 class FeatureReader:

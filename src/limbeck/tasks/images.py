@@ -117,7 +117,8 @@ class ImageReader:
                 f"images come out of the image processor as {sizes} pixels; give a model whose processor resizes "
                 "all to one size"
             )
-        return np.clip(np.rint(np.stack(found)), 0, 255).astype(np.uint8)
+        pixels: np.ndarray = np.clip(np.rint(np.stack(found)), 0, 255).astype(np.uint8)
+        return pixels
 
 
 def as_the_teacher_reads(ours: ImageReader, theirs: ImageReader, batch: Batch) -> Batch:

@@ -117,6 +117,7 @@ def test_images_go_from_arrays_to_a_teacher_to_a_smaller_student(
     assert "image is column image" in printed
     small = "student.shape={model_type: mlp, hidden_sizes: [4]}"
     words = ["distill", "hinton", f"teacher={tmp_path}/teacher", f"data={images_npz}", small, *QUICK]
+    words += ["export=[onnx, int8]"]
     code, printed = command(*words, f"output={tmp_path}/run")
     assert code == 0, printed
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -124,6 +125,8 @@ def test_images_go_from_arrays_to_a_teacher_to_a_smaller_student(
     assert metrics["teacher"]["quality"]["accuracy"]["value"] > 0.9
     assert metrics["student"]["quality"]["accuracy"]["value"] > 0.7
     assert metrics["student"]["slices"]["length"] == {}
+    assert metrics["student_onnx"]["max_logit_difference"] < 1e-4
+    assert metrics["student_int8"]["quality"]["accuracy"]["value"] > 0.7
     code, printed = command(*words, f"output={tmp_path}/run")
     assert "reused" in printed, "the teacher was asked again"
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "student")
@@ -155,10 +158,11 @@ def test_a_table_of_numbers_and_names_teaches_a_network(command: Any, table_csv:
     assert code == 0, printed
     assert "features are 3 columns" in printed
     words = [f"teacher={tmp_path}/teacher", *about, "student.shape={model_type: mlp, hidden_sizes: [8]}"]
-    code, printed = command("distill", "hinton", *words, f"output={tmp_path}/run", *QUICK, "training.epochs=20")
+    code, printed = command("distill", "hinton", *words, f"output={tmp_path}/run", *QUICK, "training.epochs=20", "export=onnx")
     assert code == 0, printed
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["student"]["quality"]["accuracy"]["value"] > 0.7
+    assert metrics["student_onnx"]["max_logit_difference"] < 1e-4
     place = tmp_path / "run" / "student"
     model, processor = AutoModel.from_pretrained(place), AutoFeatureExtractor.from_pretrained(place)
     assert isinstance(processor, FeatureProcessor)

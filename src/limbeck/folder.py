@@ -13,7 +13,7 @@ from limbeck import hardware
 from limbeck.errors import InputError
 from limbeck.files import read_json, write_atomic, write_json
 from limbeck.images import image_bytes, is_image
-from limbeck.recipe import Recipe, dump
+from limbeck.recipe import Recipe, dump, load
 from limbeck.rules.file import standalone
 
 _OURS = (
@@ -68,7 +68,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output={self.path} is a file; give a folder")
         if self.recipe.is_file():
-            before, now = yaml.safe_load(self.recipe.read_text("utf-8")), yaml.safe_load(dump(recipe))
+            before, now = _as_read_today(self.recipe), yaml.safe_load(dump(recipe))
             key, was, wanted = _first_difference(_essential(before), _essential(now)) or ("", None, None)
             if key:
                 raise InputError(
@@ -125,6 +125,15 @@ def table_fingerprint(table: Dataset) -> str:
         for value in image_bytes(table, column) if is_image(table, column) else table[column]:
             digest.update(repr(value).encode())
     return digest.hexdigest()
+
+
+def _as_read_today(path: Path) -> Any:  # noqa: ANN401
+    """A run's recipe; entries that came with a later version stand at what they are when not given."""
+    saved = yaml.safe_load(path.read_text("utf-8"))
+    try:
+        return yaml.safe_load(dump(load(saved)))
+    except InputError:  # an entry that is no more
+        return saved
 
 
 def _essential(recipe: dict[str, Any]) -> dict[str, Any]:

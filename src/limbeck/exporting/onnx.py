@@ -22,8 +22,10 @@ from limbeck.checkpoints import Checkpoint, label_names, max_length
 from limbeck.errors import LimbeckError
 from limbeck.files import sha256
 from limbeck.signals import Signals
-from limbeck.tasks import Task, collate, encode
-from limbeck.tasks.text import Batch, encode_batch, length_sorted_batches
+from limbeck.tasks import Task
+from limbeck.tasks.images import ImageReader, sides
+from limbeck.tasks.reader import reader_of
+from limbeck.tasks.text import Batch, length_sorted_batches
 
 FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
 
@@ -83,25 +85,19 @@ class _Logits(nn.Module):
 
 
 def _trace(checkpoint: Checkpoint, path: Path, pair: bool) -> None:
-    model, tokenizer, _ = checkpoint
+    model = checkpoint.model
     device = model.device
-    names = ["input_ids", "attention_mask"]
-    if pair and "token_type_ids" in tokenizer.model_input_names:
-        names.append("token_type_ids")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(2 * 9).reshape(2, 9) % vocabulary
-    example = tuple(ids if name == "input_ids" else torch.ones_like(ids) * (name == "attention_mask") for name in names)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=max_length(model, tokenizer, None))}
+    example, axes = _example(checkpoint, pair)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Logits(model.cpu().eval(), names),
-                example,
+                _Logits(model.cpu().eval(), list(example)),
+                tuple(example.values()),
                 str(path),
-                input_names=names,
+                input_names=list(example),
                 output_names=["logits"],
-                dynamic_shapes=((axes,) * len(names),),
+                dynamic_shapes=((axes,) * len(example),),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -113,6 +109,22 @@ def _trace(checkpoint: Checkpoint, path: Path, pair: bool) -> None:
         ) from error
     finally:
         model.to(device)
+
+
+def _example(checkpoint: Checkpoint, pair: bool) -> tuple[dict[str, torch.Tensor], dict[int, Any]]:
+    """Two examples to trace the model with, and the sizes that may be others."""
+    model, axes = checkpoint.model, {0: torch.export.Dim("batch")}
+    if checkpoint.inputs == "features":
+        return {"features": torch.zeros(2, checkpoint.processor.width)}, axes
+    if checkpoint.inputs == "image":
+        reader = ImageReader(checkpoint)
+        return {"pixel_values": torch.zeros(2, reader.channels, *sides(checkpoint.processor))}, axes
+    names = ["input_ids", "attention_mask"]
+    if pair and "token_type_ids" in checkpoint.tokenizer.model_input_names:
+        names.append("token_type_ids")
+    ids = torch.arange(2 * 9).reshape(2, 9) % model.get_input_embeddings().weight.shape[0]
+    example = {n: ids if n == "input_ids" else torch.ones_like(ids) * (n == "attention_mask") for n in names}
+    return example, axes | {1: torch.export.Dim("length", max=max_length(model, checkpoint.tokenizer, None))}
 
 
 def _quantise(source: Path, target: Path) -> None:
@@ -145,13 +157,13 @@ class _quiet:  # noqa: N801
 
 
 class OnnxModel:
-    """An exported student that answers about text on the CPU, with as many threads as PyTorch uses.
+    """An exported student that answers about examples on the CPU, with as many threads as PyTorch uses.
 
     Args:
         path: the ONNX file.
-        checkpoint: the student it came from, for tokenizer, labels and number of parameters.
+        checkpoint: the student it came from, for what it reads with, labels and number of parameters.
         task: what is predicted.
-        length: tokens kept of an example.
+        length: tokens kept of a text.
         batch_size: examples per forward pass.
     """
 
@@ -168,8 +180,7 @@ class OnnxModel:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = [each.name for each in self.session.get_inputs()]
         self.path, self.task, self.batch_size = path, task, batch_size
-        self.tokenizer = checkpoint.tokenizer
-        self.length = max_length(checkpoint.model, checkpoint.tokenizer, length)
+        self.reader = reader_of(checkpoint, task, length)
         self.labels = label_names(checkpoint.model.config)
         self.parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
         self.precision = "int8" if path.name == FILES["int8"] else "float32"
@@ -181,20 +192,20 @@ class OnnxModel:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The file's content and the truncation."""
-        return {"weights": sha256(self.path), "max_length": self.length, "precision": self.precision}
+        """The file's content and how examples are read."""
+        return {"weights": sha256(self.path), "precision": self.precision, **self.reader.fingerprint}
 
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """Logits float32 [N, C] in the order of `texts`; an exported student has no hidden states."""
-        encoded = encode(texts, self.tokenizer, self.task, self.length)
+        encoded = self.reader.encode(texts)
         logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
         for rows, examples in length_sorted_batches(encoded, self.batch_size):
-            logits[rows] = self._run(self._arrays(collate(examples, self.tokenizer)))
+            logits[rows] = self._run(self._arrays(self.reader.collate(examples)))
         return Signals(logits)
 
     def runner(self, texts: Dataset) -> Callable[[], None]:
-        """A function that runs the model once on these texts as one batch; they are tokenised beforehand."""
-        inputs = self._arrays(encode_batch(texts, self.tokenizer, self.task, self.length))
+        """A function that runs the model once on these texts as one batch; they are read beforehand."""
+        inputs = self._arrays(self.reader.batch(texts))
 
         def run() -> None:
             self._run(inputs)

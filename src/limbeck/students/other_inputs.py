@@ -19,6 +19,7 @@ from limbeck.students.dense import MLPConfig, SmallCNNConfig
 from limbeck.students.soft_tree import SoftTreeConfig
 from limbeck.tasks import Task
 from limbeck.tasks.features import FeatureProcessor
+from limbeck.tasks.images import sides
 
 _LOOKED_AT = 1000
 """Images whose mean and deviation a student without a teacher is given."""
@@ -103,12 +104,9 @@ def _model(auto: Any, config: PreTrainedConfig, given: dict[str, Any], task: Tas
         raise InputError(f"student.shape does not make a {config.model_type}: {' '.join(str(error).split())}") from None
 
 
-def _size(teacher: Checkpoint) -> Any:  # noqa: ANN401
+def _size(teacher: Checkpoint) -> int | list[int]:
     """Pixels a side of the images that a teacher reads: one number, or height and width."""
-    size = (
-        teacher.processor.crop_size if getattr(teacher.processor, "do_center_crop", False) else teacher.processor.size
-    )
-    height, width = size["height"], size["width"]
+    height, width = sides(teacher.processor)
     return height if height == width else [height, width]
 
 

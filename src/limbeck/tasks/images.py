@@ -137,6 +137,18 @@ def what_differs(ours: ImageReader, theirs: ImageReader) -> str | None:
     return None
 
 
+def sides(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of what an image processor makes of any image.
+
+    Raises:
+        InputError: they depend on the image.
+    """
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    if not size["height"] or not size["width"]:
+        raise InputError(f"the image processor resizes to {dict(size)}, which is no one height and width; set both")
+    return int(size["height"]), int(size["width"])
+
+
 def processor_fingerprint(processor: BaseImageProcessor) -> str:
     """SHA-256 of an image processor's settings."""
     settings = {key: value for key, value in processor.to_dict().items() if not key.startswith("_")}

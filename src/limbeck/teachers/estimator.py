@@ -1,0 +1,171 @@
+"""A scikit-learn estimator that answers about text or tables; read from skops files, never from pickles."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from limbeck import extras
+from limbeck.errors import InputError
+from limbeck.files import sha256
+from limbeck.signals import Signals
+from limbeck.tasks import Task
+
+SUFFIX = ".skops"
+_LEAST = 1e-6
+"""The least probability kept: a forest says 0 and 1, whose logarithms no student can reach."""
+
+
+def is_estimator(name: str) -> bool:
+    """Whether a model's name is that of a file of scikit-learn's."""
+    return name.endswith(SUFFIX)
+
+
+def open_estimator(name: str) -> Any:  # noqa: ANN401
+    """The estimator in a skops file.
+
+    Raises:
+        InputError: skops is not installed, no such file, not readable, or it holds types that are not scikit-learn's,
+            which could run code when opened.
+    """
+    extras.require("sklearn", f"opening {name}")
+    import skops.io
+
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"no file '{name}'; check the path")
+    try:
+        strange = skops.io.get_untrusted_types(file=path)
+        if not strange:
+            return skops.io.load(path)
+    except Exception as error:  # a broken file, or one of another version of scikit-learn
+        raise InputError(f"{name} does not open as a scikit-learn estimator: {' '.join(str(error).split())[:300]}") from None
+    raise InputError(
+        f"{name} holds {', '.join(strange[:3])}, which skops does not know to be safe; save an estimator of "
+        "scikit-learn's own parts"
+    )
+
+
+def labels_of_estimator(name: str) -> tuple[str, ...]:
+    """The names of an estimator's classes in the order of its outputs; its one output's of a regressor.
+
+    Raises:
+        InputError: see `open_estimator`.
+    """
+    estimator = open_estimator(name)
+    return tuple(map(str, estimator.classes_)) if hasattr(estimator, "classes_") else ("value",)
+
+
+class EstimatorTeacher:
+    """An estimator that is asked for its class probabilities, or a regressor for its values.
+
+    A pipeline over text gets a list of texts (of pairs, both joined by a space); one over a table a pandas frame of the
+    columns where it was fitted on one, else their numbers in the order of the task's columns.
+
+    Args:
+        name: its file.
+        task: what is predicted.
+
+    Raises:
+        InputError: see `open_estimator`; one that cannot tell probabilities, or has other classes than the task; images.
+    """
+
+    precision = "float64"
+
+    def __init__(self, name: str, task: Task) -> None:
+        self.name, self.task = name, task
+        self.estimator = open_estimator(name)
+        if task.inputs == "image" or task.kind == "multi-label":
+            what = "images" if task.inputs == "image" else "several labels at once"
+            raise InputError(f"{name} is a scikit-learn estimator, which is not asked about {what}; give another teacher")
+        if task.kind == "classification" and not hasattr(self.estimator, "predict_proba"):
+            raise InputError(
+                f"{name} is a {type(self.estimator).__name__}, which tells no probabilities; save one that does, such as "
+                "CalibratedClassifierCV around it"
+            )
+        if task.kind == "classification" and set(self.labels) != set(task.labels):
+            raise InputError(
+                f"the classes of {name} are {', '.join(self.labels[:8])}, the task's labels "
+                f"{', '.join(task.labels[:8])}; give a matching teacher or data"
+            )
+        # In the order of the task's labels, which are another model's or the recipe's.
+        own = {str(label): place for place, label in enumerate(getattr(self.estimator, "classes_", ()))}
+        self._order = [own[label] for label in task.labels] if task.kind == "classification" else []
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its classes, in the order of the task's where they are the same."""
+        if self.task.kind == "regression":
+            return self.task.labels
+        own = tuple(map(str, self.estimator.classes_))
+        return self.task.labels if set(own) == set(self.task.labels) else own
+
+    @cached_property
+    def parameters(self) -> int:
+        """The numbers that it was fitted to: those of all arrays in its file."""
+        count = 0
+        with zipfile.ZipFile(Path(self.name).expanduser()) as file:
+            for member in file.namelist():
+                if member.endswith(".npy"):
+                    with file.open(member) as content:
+                        version = np.lib.format.read_magic(content)
+                        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                        shape, _, dtype = read(content)
+                    count += int(np.prod(shape)) * max(len(dtype.names or ()), 1)
+        return count
+
+    @property
+    def bytes(self) -> int:
+        """The file's size."""
+        return Path(self.name).expanduser().stat().st_size
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """The file's content."""
+        return {"estimator": sha256(Path(self.name).expanduser())}
+
+    def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
+        """Log-probabilities float32 [N, C], none below log 1e-6, or values [N, 1].
+
+        Raises:
+            InputError: hidden states are asked for; examples that the estimator was not fitted for.
+        """
+        if features:
+            raise InputError(f"teacher.features are a network's layers, and {self.name} has none; leave them out")
+        return Signals(self._answer(self._inputs(texts)))
+
+    def runner(self, texts: Dataset) -> Callable[[], None]:
+        """A function that asks once about these examples, read beforehand."""
+        inputs = self._inputs(texts)
+
+        def run() -> None:
+            self._answer(inputs)
+
+        return run
+
+    def _inputs(self, examples: Dataset) -> Any:  # noqa: ANN401
+        if self.task.inputs == "text":
+            return [" ".join(row) for row in zip(*(examples[name][:] for name in self.task.columns), strict=True)]
+        frame = examples.select_columns(list(self.task.columns)).to_pandas()
+        known = getattr(self.estimator, "feature_names_in_", None)
+        if known is None:
+            return frame.to_numpy()
+        missing = [name for name in known if name not in frame.columns]
+        if missing:
+            raise InputError(f"{self.name} reads column '{missing[0]}', which is not among the features; add it")
+        return frame[list(known)]
+
+    def _answer(self, inputs: Any) -> np.ndarray:  # noqa: ANN401
+        try:
+            if self.task.kind == "regression":
+                return np.asarray(self.estimator.predict(inputs), dtype=np.float32).reshape(-1, 1)
+            said = np.asarray(self.estimator.predict_proba(inputs))
+        except (ValueError, TypeError) as error:  # scikit-learn's own checks of what it is given
+            raise InputError(f"{self.name} cannot read these examples: {' '.join(str(error).split())[:300]}") from None
+        return np.log(np.maximum(said[:, self._order], _LEAST)).astype(np.float32)

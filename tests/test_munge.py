@@ -70,12 +70,13 @@ def test_with_no_chance_of_change_it_copies() -> None:
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
 def test_nominal_values_change_places_but_not_their_numbers(p: float) -> None:
-    table = mixed()
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({name: random.choice(list("abcdef"), 50) for name in ("one", "two", "three", "four", "five")})
     for seed in range(3):
         found = munge(table, 1, p=p, seed=seed)
-        for name in ("job", "owner"):
+        for name in table:
             assert sorted(found[name]) == sorted(table[name])
-    assert not found["job"].equals(table["job"])
+    assert not found.equals(table)
 
 
 def test_a_great_s_makes_changes_exchanges() -> None:
@@ -117,7 +118,9 @@ def test_the_seed_says_it_all_and_columns_stay_what_they_are(make: Any) -> None:
 
 
 def test_a_dataset_is_a_table_whose_classes_are_names() -> None:
-    rows = Dataset.from_dict({"x": [0.1, 0.5, 0.9], "kind": [0, 1, 1]}).cast_column("kind", ClassLabel(names=["a", "b"]))
+    rows = Dataset.from_dict({"x": [0.1, 0.5, 0.9], "kind": [0, 1, 1]}).cast_column(
+        "kind", ClassLabel(names=["a", "b"])
+    )
     assert sorted(munge(rows, 1, p=1.0)["kind"]) == [0, 1, 1]
     numbers = Dataset.from_dict({"x": [0.1, 0.5, 0.9], "kind": [0, 1, 2]})
     assert sorted(munge(numbers, 1, p=1.0, nominal=["kind"])["kind"]) == [0, 1, 2]
@@ -166,7 +169,7 @@ def test_a_student_errs_less_with_more_rows_and_more_on_rows_off_the_tables_depe
     alone = error(table.iloc[:0])
     made = {k: np.mean([error(munge(table, k, p=0.5, s=1.0, seed=seed)) for seed in range(5)]) for k in (1, 5, 40)}
     assert alone > made[1] > made[5] > made[40]
-    assert np.mean([error(marginals(table, 5 * 60, seed=seed)) for seed in range(5)]) > 1.2 * made[5]
+    assert np.mean([error(marginals(table, 40 * 60, seed=seed)) for seed in range(5)]) > 1.5 * made[40]
 
 
 @pytest.mark.parametrize(

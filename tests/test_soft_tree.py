@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_model, make_tokenizer, numbered
+from conftest import LABELS, make_model, make_tokenizer
 from datasets import Dataset
 from gradients import Gradient
 from sklearn.datasets import load_digits
@@ -100,8 +100,12 @@ def test_paths_are_those_found_node_by_node_and_their_probabilities_sum_to_one(d
     for row in range(len(x)):
         expected = by_hand(model, x[row].double().numpy())
         np.testing.assert_allclose(paths.leaves[row].detach(), expected["leaves"], rtol=1e-5)
-        np.testing.assert_allclose(paths.nodes[row].detach(), list(dict(sorted(expected["came"].items())).values()), rtol=1e-5)
-        np.testing.assert_allclose(paths.gates[row].detach(), list(dict(sorted(expected["right"].items())).values()), rtol=1e-5)
+        np.testing.assert_allclose(
+            paths.nodes[row].detach(), list(dict(sorted(expected["came"].items())).values()), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            paths.gates[row].detach(), list(dict(sorted(expected["right"].items())).values()), rtol=1e-5
+        )
 
 
 def test_the_logits_are_those_of_the_mixture_of_leaves() -> None:
@@ -164,7 +168,11 @@ def test_inputs_of_another_size_are_refused() -> None:
 def test_trees_open_with_the_auto_classes(tmp_path: Path) -> None:
     images = SoftTreeForImageClassification(SoftTreeConfig(depth=2, image_size=[4, 6], num_channels=2, num_labels=C))
     words = SoftTreeForSequenceClassification(SoftTreeConfig(depth=2, num_features=M, vocab_size=9, num_labels=C))
-    kinds = ((make_tree(), AutoModel), (images, AutoModelForImageClassification), (words, AutoModelForSequenceClassification))
+    kinds = (
+        (make_tree(), AutoModel),
+        (images, AutoModelForImageClassification),
+        (words, AutoModelForSequenceClassification),
+    )
     given = (draw(), torch.randn(7, 2, 4, 6), torch.arange(14).reshape(7, 2) % 9)
     for number, ((model, auto), inputs) in enumerate(zip(kinds, given, strict=True)):
         model.save_pretrained(tmp_path / str(number))
@@ -176,7 +184,9 @@ def test_trees_open_with_the_auto_classes(tmp_path: Path) -> None:
 
 def test_text_is_the_mean_of_its_tokens_embeddings_without_padding() -> None:
     torch.manual_seed(0)
-    model = SoftTreeForSequenceClassification(SoftTreeConfig(depth=2, num_features=M, vocab_size=9, num_labels=C)).eval()
+    model = SoftTreeForSequenceClassification(
+        SoftTreeConfig(depth=2, num_features=M, vocab_size=9, num_labels=C)
+    ).eval()
     ids, mask = torch.tensor([[3, 4, 0], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
     table = model.get_input_embeddings().weight
     mean = torch.stack([(table[3] + table[4]) / 2, (table[5] + table[6] + table[7]) / 3])
@@ -241,7 +251,7 @@ def test_a_text_student_reads_the_teachers_embeddings_and_never_trains_them() ->
 
 def test_a_text_student_without_the_teachers_embeddings_is_refused() -> None:
     teacher = Checkpoint(make_model(), make_tokenizer(), "teacher")
-    with pytest.raises(InputError, match="give student.embeddings=true"):
+    with pytest.raises(InputError, match="soft-tree reads the teacher's embeddings"):
         build_student(Student(shape={"model_type": "soft-tree"}), None, teacher, TWO, 0)
 
 
@@ -446,7 +456,9 @@ def train_on_eight(folder: Path, size: int, accumulation: int) -> dict[str, torc
     """Three updates on eight examples each; the last one's gradient."""
     gradient = Gradient()
     x = torch.randn(24, M, generator=torch.Generator().manual_seed(4))
-    table = Dataset.from_dict({"features": x.tolist(), "row": range(24), "labels": [(0, 1, 2, -100)[i % 4] for i in range(24)]})
+    table = Dataset.from_dict(
+        {"features": x.tolist(), "row": range(24), "labels": [(0, 1, 2, -100)[i % 4] for i in range(24)]}
+    )
 
     def together(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
@@ -503,12 +515,13 @@ def test_without_the_penalty_branches_die_and_with_it_they_live() -> None:
     x, y = digits()
     used, right = {}, {}
     for weight in (0.0, 0.1):
+        model = train_on_digits(weight)
         with torch.no_grad():
-            told = train_on_digits(weight)(x)
+            told = model(x)
         used[weight] = int((told.paths.leaves.mean(0) > 0.1 / 32).sum())
         right[weight] = (told.logits.argmax(-1) == y).float().mean().item()
-    assert used[0.1] >= 26
-    assert used[0.0] <= used[0.1] - 6
+    assert used[0.1] >= 20
+    assert used[0.0] <= 14
     assert right[0.1] > right[0.0]
 
 
@@ -594,4 +607,5 @@ def test_a_tree_over_text_is_told_by_words() -> None:
 
 def test_nothing_is_told_of_a_student_that_is_no_tree() -> None:
     checkpoint = Checkpoint(make_model(), make_tokenizer(), "bert")
-    assert describe_tree(checkpoint, HuggingFaceModel(checkpoint, TWO, 32), numbered([]), TWO) is None
+    texts = Dataset.from_dict({"text": ["good soup"], "label": [1]})
+    assert describe_tree(checkpoint, HuggingFaceModel(checkpoint, TWO, 32), texts, TWO) is None

@@ -70,12 +70,13 @@ def test_with_no_chance_of_change_it_copies() -> None:
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
 def test_nominal_values_change_places_but_not_their_numbers(p: float) -> None:
-    table = mixed()
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({name: random.choice(list("abcdef"), 50) for name in ("one", "two", "three", "four", "five")})
     for seed in range(3):
         found = munge(table, 1, p=p, seed=seed)
-        for name in ("job", "owner"):
+        for name in table:
             assert sorted(found[name]) == sorted(table[name])
-    assert not found["job"].equals(table["job"])
+    assert not found.equals(table)
 
 
 def test_a_great_s_makes_changes_exchanges() -> None:
@@ -168,7 +169,7 @@ def test_a_student_errs_less_with_more_rows_and_more_on_rows_off_the_tables_depe
     alone = error(table.iloc[:0])
     made = {k: np.mean([error(munge(table, k, p=0.5, s=1.0, seed=seed)) for seed in range(5)]) for k in (1, 5, 40)}
     assert alone > made[1] > made[5] > made[40]
-    assert np.mean([error(marginals(table, 5 * 60, seed=seed)) for seed in range(5)]) > 1.2 * made[5]
+    assert np.mean([error(marginals(table, 40 * 60, seed=seed)) for seed in range(5)]) > 1.5 * made[40]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_model, make_tokenizer, numbered
+from conftest import LABELS, make_model, make_tokenizer
 from datasets import Dataset
 from gradients import Gradient
 from sklearn.datasets import load_digits
@@ -251,7 +251,7 @@ def test_a_text_student_reads_the_teachers_embeddings_and_never_trains_them() ->
 
 def test_a_text_student_without_the_teachers_embeddings_is_refused() -> None:
     teacher = Checkpoint(make_model(), make_tokenizer(), "teacher")
-    with pytest.raises(InputError, match="give student.embeddings=true"):
+    with pytest.raises(InputError, match="soft-tree reads the teacher's embeddings"):
         build_student(Student(shape={"model_type": "soft-tree"}), None, teacher, TWO, 0)
 
 
@@ -515,12 +515,13 @@ def test_without_the_penalty_branches_die_and_with_it_they_live() -> None:
     x, y = digits()
     used, right = {}, {}
     for weight in (0.0, 0.1):
+        model = train_on_digits(weight)
         with torch.no_grad():
-            told = train_on_digits(weight)(x)
+            told = model(x)
         used[weight] = int((told.paths.leaves.mean(0) > 0.1 / 32).sum())
         right[weight] = (told.logits.argmax(-1) == y).float().mean().item()
-    assert used[0.1] >= 26
-    assert used[0.0] <= used[0.1] - 6
+    assert used[0.1] >= 20
+    assert used[0.0] <= 14
     assert right[0.1] > right[0.0]
 
 
@@ -606,4 +607,5 @@ def test_a_tree_over_text_is_told_by_words() -> None:
 
 def test_nothing_is_told_of_a_student_that_is_no_tree() -> None:
     checkpoint = Checkpoint(make_model(), make_tokenizer(), "bert")
-    assert describe_tree(checkpoint, HuggingFaceModel(checkpoint, TWO, 32), numbered([]), TWO) is None
+    texts = Dataset.from_dict({"text": ["good soup"], "label": [1]})
+    assert describe_tree(checkpoint, HuggingFaceModel(checkpoint, TWO, 32), texts, TWO) is None

@@ -39,6 +39,7 @@ LESS: dict[str, list[str]] = {
     "minilm": [SMALL],
     "minilmv2": [SMALL, "stages.general.objectives.relations.heads=8"],
     "well-read": [SMALL],
+    "soft-tree": ["student.shape.depth=3", "student.embeddings=true", "training.learning_rate=0.02"],
     "mobilebert": [
         *(f"student.shape.{name}" for name in ("num_hidden_layers=2", "hidden_size=32", "intra_bottleneck_size=16")),
         *(f"student.shape.{name}" for name in ("num_attention_heads=2", "embedding_size=16", "intermediate_size=32")),

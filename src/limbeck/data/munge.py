@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from limbeck.errors import InputError
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.int64]
-Table = pd.DataFrame | Dataset
+Table: TypeAlias = pd.DataFrame | Dataset
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ def munge(
 ) -> pd.DataFrame:
     """MUNGE(T, k, p, s) of Bucila et al. 2006, algorithm 1: rows near the table's, which keep its dependences.
 
-    `copies` times: in a copy of the table every row e in turn meets its nearest other row e'. With probability p each, a
-    nominal attribute's two values are swapped, and a continuous one's are drawn anew, each around the other:
-    e ~ N(e', sd) and e' ~ N(e, sd) from the old values, with sd = |e - e'| / s. Both rows are edited in place, so that a
-    row later in the table, or met again, is found as edited.
+    `copies` times: in a copy of the table every row e in turn meets its nearest other row e'. With probability p each,
+    a nominal attribute's two values are swapped, and a continuous one's are drawn anew, each around the other:
+    e ~ N(e', sd) and e' ~ N(e, sd) from the old values, with sd = |e - e'| / s. Both rows are edited in place, so that
+    a row later in the table, or met again, is found as edited.
 
-    Nearest is by Euclidean distance over the continuous columns, scaled to [0, 1], and Hamming distance over the nominal
-    ones: the root of the sum of squares and of the number of differing names. It is found once, in the table as it was
-    given; of equal distances, and where rows are equal, any but the row itself.
+    Nearest is by Euclidean distance over the continuous columns, scaled to [0, 1], and Hamming distance over the
+    nominal ones: the root of the sum of squares and of the number of differing names. It is found once, in the table as
+    it was given; of equal distances, and where rows are equal, any but the row itself.
 
     Args:
         table: the rows, without labels.

@@ -70,7 +70,13 @@ def describe_tree(student: Checkpoint, asked: Asked, test: Dataset, task: Task) 
     if seen.kind == "text":
         path["text"] = " / ".join(str(example[name]) for name in ("text", "text_pair") if name in example)
     depth = int(student.model.config.depth)
-    return {"depth": depth, "inputs": seen.kind, "nodes": nodes, "ends": _ends(student, seen, levels, task), "path": path}
+    return {
+        "depth": depth,
+        "inputs": seen.kind,
+        "nodes": nodes,
+        "ends": _ends(student, seen, levels, task),
+        "path": path,
+    }
 
 
 class _Seen:
@@ -79,7 +85,8 @@ class _Seen:
     Attributes:
         kind: of input.
         examples: how many.
-        came: of each inner node the share that came; `right`, the share that came and went right; `leaves`, each leaf's.
+        came: of each inner node the share that came; `right`, the share that came and went right; `leaves`, each
+            leaf's share.
         last: the last batch's inputs; `gates` and `ended`, its gates and leaves.
         sums: of feature vectors, their sum and that of their squares.
         words: of text, in how many examples each token is.
@@ -236,9 +243,7 @@ def _ends(student: Checkpoint, seen: _Seen, levels: int, task: Task) -> list[dic
     shares = _leaf_shares(student).reshape(*came.shape, -1)
     total = came.sum(1)
     mixed = (came[..., None] * shares).sum(1) / np.maximum(total, 1e-300)[:, None]
-    return [
-        {"came": _share(share), "classes": _classes(each, task)} for share, each in zip(total, mixed, strict=True)
-    ]
+    return [{"came": _share(share), "classes": _classes(each, task)} for share, each in zip(total, mixed, strict=True)]
 
 
 def _leaf_shares(student: Checkpoint) -> Array:

@@ -58,7 +58,8 @@ class PathCrossEntropy:
         if not self.taught:
             return F.nll_loss(logs, batch["labels"], ignore_index=-100, reduction="sum")
         targets = (need_teacher(teacher, self.name).logits.detach().float() / self.temperature).softmax(-1)
-        return -(targets * logs).sum()
+        loss: torch.Tensor = -(targets * logs).sum()
+        return loss
 
 
 class Balance(nn.Module):
@@ -126,7 +127,8 @@ class Balance(nn.Module):
         value = -(weights * (a.log() + (1 - a).log())).sum() / 2
         # By the slope at `a`, which beyond `LEAST` does not vanish as that of a clamped value would.
         moved = (weights * (1 / (1 - a) - 1 / a) * (share - share.detach())).sum() / 2
-        return value * examples(batch) + moved * self._examples
+        loss: torch.Tensor = value * examples(batch) + moved * self._examples
+        return loss
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
         saved = state_dict.get(f"{prefix}average")

@@ -135,8 +135,8 @@ def _check_terms(recipe: Recipe, stage: Stage) -> None:
         if name in ("path_cross_entropy", "balance") and (on_text or recipe.task.kind != "classification"):
             about = "masked-lm" if on_text else recipe.task.kind
             raise ValueError(
-                f"stage '{stage.name}' has {name}, which is about a soft tree that tells classes apart, and its task is "
-                f"{about}; use another term"
+                f"stage '{stage.name}' has {name}, which is about a soft tree that tells classes apart, and its task "
+                f"is {about}; use another term"
             )
         if not on_text and name == "masked_lm":
             raise ValueError(f"stage '{stage.name}' has masked_lm, which is about plain text; add task: masked-lm")

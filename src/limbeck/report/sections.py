@@ -218,9 +218,9 @@ def tree(metrics: Metrics) -> dict[str, Any] | None:
     return {
         "tree": trees.draw_tree(found),
         "path": trees.draw_path(found),
-        "tree_note": f"The upper {ends.bit_length() - 1} of {found['depth']} levels. Shown is {what}. The wider a line, "
-        f"the more of the test examples take it. Below each branch: what {leaves} says, and the share of the examples "
-        "that come there.",
+        "tree_note": f"The upper {ends.bit_length() - 1} of {found['depth']} levels. Shown is {what}. The wider a "
+        f"line, the more of the test examples take it. Below each branch: what {leaves} says, and the share of the "
+        "examples that come there.",
         "path_note": f"The first test example on its likeliest path. The student says {path['predicted']}{label}.",
         "text": path.get("text"),
     }

@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
 from limbeck.report.drawing import COLOURS, canvas, to_svg
 from limbeck.report.numbers import percent
@@ -34,13 +35,20 @@ def draw_tree(tree: Tree) -> Markup:
     height = bottom + levels * step + 18
     with canvas((WIDTH / 72, height / 72)) as axes:
         _prepare(axes, height)
-        places = [_place(level, j, height - 14 - size / 2 - level * step) for level in range(levels) for j in range(2**level)]
+        places = [
+            _place(level, j, height - 14 - size / 2 - level * step) for level in range(levels) for j in range(2**level)
+        ]
         tops = [_place(levels, j, bottom) for j in range(len(ends))]
         for number, node in enumerate(tree["nodes"]):
             for side, (x, y) in enumerate([*places, *tops][2 * number + 1 : 2 * number + 3]):
                 came = node["came"] * (node["right"] if side else 1 - node["right"])
                 start = places[number]
-                line = {"color": (LEFT, RIGHT)[side], "linewidth": 0.6 + 9 * came, "alpha": 0.75, "solid_capstyle": "round"}
+                line = {
+                    "color": (LEFT, RIGHT)[side],
+                    "linewidth": 0.6 + 9 * came,
+                    "alpha": 0.75,
+                    "solid_capstyle": "round",
+                }
                 gap = size / 2 if 2 * number + 1 + side < len(places) else 0
                 axes.plot([start[0], x], [start[1] - size / 2 - 2, y + gap + 2], zorder=1, **line)
         for (x, y), node in zip(places, tree["nodes"], strict=True):
@@ -76,11 +84,18 @@ def draw_path(tree: Tree) -> Markup:
                     axes.text(x, y, _cut(name, column), fontsize=8.5, color=RIGHT if right else LEFT, ha="center")
             side = f"{'right' if step['right'] else 'left'} {percent(step['probability'], 0)}"
             axes.text(x, 22, side, fontsize=8.5, color=colour, ha="center")
-            ends = {"xy": (x + column / 2 + 6, middle), "xytext": (x + column / 2 - 6, middle)}
-            axes.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})
+            arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.2}
+            axes.annotate("", (x + column / 2 + 6, middle), (x + column / 2 - 6, middle), arrowprops=arrow)
         leaf = path["leaf"]
         _bars(axes, leaf["classes"], centres[len(steps)], middle + 22, column * 0.86, 40)
-        axes.text(centres[len(steps)], 6, f"path {percent(leaf['probability'], 0)}", fontsize=8.5, ha="center", color=COLOURS["muted"])
+        axes.text(
+            centres[len(steps)],
+            6,
+            f"path {percent(leaf['probability'], 0)}",
+            fontsize=8.5,
+            ha="center",
+            color=COLOURS["muted"],
+        )
         turns = ", ".join(f"{'right' if step['right'] else 'left'} {percent(step['probability'], 0)}" for step in steps)
         told = f"One example's likeliest path: {turns}; the leaf says {_likeliest(leaf['classes'])[0]}."
         return to_svg(axes, "path", told)
@@ -125,8 +140,8 @@ def _picture(axes: Axes, pixels: np.ndarray, x: float, y: float, size: float) ->
         pixels = pixels.repeat(3, -1)
     tall, wide = (edge * size / max(pixels.shape[:2]) / 2 for edge in pixels.shape[:2])
     axes.imshow(pixels, extent=(x - wide, x + wide, y - tall, y + tall), interpolation="none", aspect="auto", zorder=2)
-    frame = {"color": COLOURS["line"], "linewidth": 0.8, "zorder": 3}
-    axes.plot([x - wide, x + wide, x + wide, x - wide, x - wide], [y - tall, y - tall, y + tall, y + tall, y - tall], **frame)
+    corner, size_ = (x - wide, y - tall), (2 * wide, 2 * tall)
+    axes.add_patch(Rectangle(corner, *size_, fill=False, edgecolor=COLOURS["line"], linewidth=0.8, zorder=3))
 
 
 def _bars(axes: Axes, classes: list[list[Any]], x: float, top: float, width: float, height: float) -> None:

@@ -7,6 +7,7 @@ kind that teaches Frosst and Hinton's trees. Importing this module makes `AutoMo
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def full_layers(width: int, hidden: list[int], outputs: int, dropout: float) -> 
     """Full layers with rectifiers and dropout between them, from `width` inputs to `outputs` logits."""
     sizes = [width, *hidden]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
@@ -161,5 +162,7 @@ class SmallCNNForImageClassification(PreTrainedModel):
         return ImageClassifierOutputWithNoAttention(logits=self.layers(self.drop(states)))
 
 
-register(MLPConfig, {AutoModel: MLPForFeatureClassification, AutoModelForImageClassification: MLPForImageClassification})
+register(
+    MLPConfig, {AutoModel: MLPForFeatureClassification, AutoModelForImageClassification: MLPForImageClassification}
+)
 register(SmallCNNConfig, {AutoModelForImageClassification: SmallCNNForImageClassification})

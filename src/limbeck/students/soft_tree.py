@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,7 @@ class SoftTree(nn.Module):
         self.depth = config.depth
         nodes = 2**config.depth - 1
         self.gates = nn.Linear(config.width, nodes)
-        self.beta = nn.Parameter(torch.full((nodes,), config.beta), requires_grad=config.learn_beta)
+        self.beta = nn.Parameter(torch.full((nodes,), config.beta))
         self.leaves = nn.Parameter(torch.zeros(nodes + 1, config.num_labels))
 
     def forward(self, vectors: torch.Tensor) -> Paths:
@@ -143,6 +143,12 @@ class _SoftTreeModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             initialization.normal_(module.weight)
 
+    def train(self, mode: bool = True) -> Self:
+        """As any model's; what is never trained is frozen here, because opening a model thaws all of it."""
+        self.tree.beta.requires_grad_(self.config.learn_beta)
+        super().train(mode)
+        return self
+
     def _answer(self, vectors: torch.Tensor) -> SoftTreeOutput:
         paths = self.tree(vectors)
         one = self.config.inference == "leaf" and not self.training
@@ -157,6 +163,7 @@ class SoftTreeForImageClassification(_SoftTreeModel):
     def __init__(self, config: SoftTreeConfig) -> None:
         super().__init__(config)
         self.post_init()
+        self.train()
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> SoftTreeOutput:  # noqa: ANN401
         """Images [B, C, H, W].
@@ -175,6 +182,7 @@ class SoftTreeForFeatureClassification(_SoftTreeModel):
     def __init__(self, config: SoftTreeConfig) -> None:
         super().__init__(config)
         self.post_init()
+        self.train()
 
     def forward(self, features: torch.Tensor, **kwargs: Any) -> SoftTreeOutput:  # noqa: ANN401
         """Vectors [B, m].
@@ -191,7 +199,6 @@ class _Words(nn.Module):
     def __init__(self, config: SoftTreeConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size or 1, config.width)
-        self.word_embeddings.weight.requires_grad_(False)
 
 
 class SoftTreeForSequenceClassification(_SoftTreeModel):
@@ -204,12 +211,19 @@ class SoftTreeForSequenceClassification(_SoftTreeModel):
         super().__init__(config)
         self.embeddings = _Words(config)
         self.post_init()
+        self.train()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def train(self, mode: bool = True) -> Self:
+        """As any tree's; the embeddings are frozen."""
+        self.embeddings.word_embeddings.weight.requires_grad_(False)
+        super().train(mode)
+        return self
+
+    def get_input_embeddings(self) -> nn.Embedding:
         """The token embeddings."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace them."""
         self.embeddings.word_embeddings = value
 
@@ -220,7 +234,7 @@ class SoftTreeForSequenceClassification(_SoftTreeModel):
         **kwargs: Any,  # noqa: ANN401
     ) -> SoftTreeOutput:
         """Token numbers int64 [B, n]; the mask [B, n] is 0 for padding."""
-        states = self.embeddings.word_embeddings(input_ids).detach()
+        states = self.embeddings.word_embeddings(input_ids)
         if attention_mask is None:
             return self._answer(states.mean(1))
         kept = attention_mask[..., None].to(states.dtype)

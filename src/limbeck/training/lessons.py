@@ -167,8 +167,8 @@ def plan_stages(
         mine, its = wanted_of(terms)
         if mine.paths and student.model.config.model_type != SoftTreeConfig.model_type:
             raise InputError(
-                f"stage '{phase.stage.name}' learns a soft tree, and the student is a {student.model.config.model_type}; "
-                "give student.shape.model_type=soft-tree, or use soft_targets"
+                f"stage '{phase.stage.name}' learns a soft tree, and the student is a "
+                f"{student.model.config.model_type}; give student.shape.model_type=soft-tree, or use soft_targets"
             )
         if phase.stage.on_text and mine.logits:
             language_head_path(student.model)

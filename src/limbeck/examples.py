@@ -38,6 +38,11 @@ def labelled(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoi
     task = data.resolve_task(raw.train, columns, recipe.task.kind, recipe.task.labels, known)
     task.main_metric(recipe.evaluation.metric)
     splits = data.split(raw, columns, task, recipe.seed)
+    for name, kind in (("synthetic", "features"), ("augmentation", "text")):
+        if getattr(recipe.data, name) is not None and task.inputs != kind:
+            raise InputError(
+                f"data.{name} makes examples of {kind}, and these are {task.inputs}; drop it with data.{name}=null"
+            )
     if recipe.data.corpus is not None and any(stage.on_text for stage in recipe.stages):
         corpus = data.read_corpus(recipe.data.corpus, objects)
         splits.corpus, splits.corpus_held = data.split_corpus(corpus, HELD_LINES, recipe.seed)

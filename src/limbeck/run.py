@@ -24,6 +24,7 @@ from limbeck.checkpoints import (
 )
 from limbeck.data import Splits
 from limbeck.data.augmentation import augment
+from limbeck.data.munge import made_up
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, describe_tree, evaluate_language, evaluate_models
 from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
@@ -189,7 +190,11 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
 
 
 def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
-    """Add altered copies of the training texts to the transfer set, where the recipe asks for them."""
+    """Add altered copies of the training texts, or made-up rows, to the transfer set, where the recipe asks for them."""
+    made = recipe.data.synthetic
+    if made is not None:
+        rows = made_up(ready.splits.train, ready.task.columns, made, recipe.seed)
+        ready.splits.transfer = data.add_unlabelled(ready.splits.transfer, rows, ready.task)
     wanted = recipe.data.augmentation
     if wanted is None:
         return

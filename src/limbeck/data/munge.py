@@ -20,6 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import minmax_scale
 
 from limbeck.errors import InputError
+from limbeck.recipe.schema import Synthetic
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -195,6 +196,21 @@ def naive_bayes(
         heights = np.cumsum(shares / shares.sum(1, keepdims=True), axis=1)[drawn]
         codes[:, place] = (generator.random((rows, 1)) * heights[:, -1:] >= heights).sum(1)
     return columns.table(numbers, codes)
+
+
+def made_up(table: Dataset, columns: Sequence[str], settings: Synthetic, seed: int) -> Dataset:
+    """Rows like a table's, as the recipe asks for them; columns as the table's, without labels.
+
+    Raises:
+        InputError: as the generators.
+    """
+    known = table.select_columns(list(columns))
+    count = settings.copies * len(known)
+    if settings.by == "munge":
+        found = munge(known, settings.copies, settings.probability, settings.sharpness, seed)
+    else:
+        found = marginals(known, count, seed) if settings.by == "marginals" else naive_bayes(known, count, seed=seed)
+    return Dataset.from_pandas(found, features=known.features, preserve_index=False)
 
 
 def _indicators(columns: MixedTable) -> list[Numbers]:

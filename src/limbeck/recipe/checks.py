@@ -95,6 +95,7 @@ def _refuse_idle(recipe: Recipe) -> None:
             recipe.data.augmentation is not None and labels_alone,
             "learns from a teacher's answers",
         ),
+        "data.synthetic": (recipe.data.synthetic is not None and labels_alone, "learns from a teacher's answers"),
         "teacher.general": (
             recipe.teacher is not None and recipe.teacher.general is not None and not taught,
             "learns from a teacher on plain text",
@@ -114,7 +115,7 @@ def _check_text_alone(recipe: Recipe) -> None:
         raise ValueError(
             f"task {recipe.task.kind} takes one teacher, and {len(recipe.teacher.models)} are given; keep one"
         )
-    for name in ("corpus", "unlabelled", "augmentation"):
+    for name in ("corpus", "unlabelled", "augmentation", "synthetic"):
         if getattr(recipe.data, name) is not None:
             raise ValueError(
                 f"data.{name} is for tasks with labels, and the task is {recipe.task.kind}; give all text as "

@@ -81,6 +81,21 @@ class Augmentation(Section):
     """The hub model's commit, tag or branch."""
 
 
+class Synthetic(Section):
+    """Made-up rows of a table (Bucila et al. 2006, section 3)."""
+
+    shorthand: ClassVar[str | None] = "copies"
+    copies: Count = 10
+    """Made-up rows for each training row."""
+    by: Literal["munge", "marginals", "naive_bayes"] = "munge"
+    """`munge`: rows between nearest neighbours, which keep the dependences between columns; `marginals`: every column
+    drawn by itself; `naive_bayes`: from a mixture of distributions of independent columns."""
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """munge: the chance of each value to be changed (p)."""
+    sharpness: Positive = 1.0
+    """munge: the greater, the closer numbers stay to those in the table (s)."""
+
+
 class Generation(Section):
     """A teacher's answers to prompts, learnt from in place of the examples' own (Kim and Rush 2016, section 3.2)."""
 
@@ -136,6 +151,8 @@ class Data(Section):
     """Plain text for stages of `task: masked-lm`: a .txt file of lines, or a table with a text column."""
     augmentation: Augmentation | None = None
     """Altered copies of the training texts, for the teacher to label."""
+    synthetic: Synthetic | None = None
+    """Of tables: made-up rows for the teacher to label."""
     generation: Generation | None = None
     """causal-lm: learn from the teacher's own answers."""
     text: list[str] | str | None = None

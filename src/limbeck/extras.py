@@ -8,7 +8,7 @@ from limbeck.errors import InputError
 
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "api": ("openai",),
+    "api": ("httpx2",),
     "gguf": ("gguf",),
     "harness": ("lm_eval",),
     "rules": ("llguidance", "jsonschema"),

@@ -51,7 +51,8 @@ def evaluate_models(
     """
     labels = np.array(test["label"][:])
     main = task.main_metric(settings.metric)
-    logits = {name: np.asarray(model.ask(test).logits) for name, model in models.items()}
+    said = {name: model.ask(test) for name, model in models.items()}
+    logits = {name: np.asarray(each.logits) for name, each in said.items()}
     lengths = np.array([len(text.split()) for text in test["text"]])
     if task.pair:
         lengths = lengths + np.array([len(text.split()) for text in test["text_pair"]])
@@ -79,10 +80,21 @@ def evaluate_models(
     if settings.speed:
         for name, speed in measure_speed(models, test, lengths, seed).items():
             measured[name]["speed"] = speed
+    if "teacher" in models and said["teacher"].hard:
+        _forget_confidence(measured)
     add_rules(measured, rules, test, labels, logits, main, settings.resamples, seed)
     measured["comparisons"] = _comparisons(task, main, labels, logits, measured, draws)
     measured["disagreements"] = _disagreements(task, test, labels, logits)
+    if "teacher" in models and said["teacher"].hard:
+        measured["disagreements"] = [each | {"teacher_confidence": None} for each in measured["disagreements"]]
     return measured
+
+
+def _forget_confidence(measured: dict[str, Any]) -> None:
+    """Take back what would be about probabilities that a teacher which gives labels alone never stated."""
+    measured["teacher"]["calibration"] = {"ece": None, "curve": []}
+    for each in measured.values():
+        each["fidelity"]["kl"] = None
 
 
 def _comparisons(

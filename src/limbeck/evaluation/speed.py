@@ -23,7 +23,7 @@ def measure_speed(
     Latency is at batch size 1 over a sample of the texts, throughput at batch size 32 with texts of like length.
 
     Returns:
-        By model: `latency_ms_p50`, `latency_ms_p95`, `throughput` in examples per second, `batch_size` of the
+        By model that can be timed: `latency_ms_p50`, `latency_ms_p95`, `throughput` in examples per second, `batch_size` of the
         throughput, `threads`, `precision`.
     """
     generator = np.random.default_rng(seed)
@@ -32,8 +32,9 @@ def measure_speed(
     wide = np.sort(sample[: BATCH * BATCHES])
     wide = wide[np.argsort(lengths[wide], kind="stable")]
     batches = [wide[start : start + BATCH].tolist() for start in range(0, len(wide), BATCH)]
-    one = _time(models, texts, singles)
-    many = _time(models, texts, batches)
+    timed = {name: model for name, model in models.items() if model.runner(texts.select(singles[0])) is not None}
+    one = _time(timed, texts, singles)
+    many = _time(timed, texts, batches)
     return {
         name: {
             "latency_ms_p50": float(np.quantile(one[name], 0.5) * 1e3),
@@ -43,14 +44,14 @@ def measure_speed(
             "threads": torch.get_num_threads(),
             "precision": model.precision,
         }
-        for name, model in models.items()
+        for name, model in timed.items()
     }
 
 
 def _time(models: dict[str, Asked], texts: Dataset, batches: list[list[int]]) -> dict[str, np.ndarray]:
     """Seconds [rounds, batches] by model; each batch meets every model before the next batch comes."""
     runners: dict[str, list[Callable[[], None]]] = {
-        name: [model.runner(texts.select(rows)) for rows in batches] for name, model in models.items()
+        name: [run for rows in batches if (run := model.runner(texts.select(rows)))] for name, model in models.items()
     }
     seconds = {name: np.empty((ROUNDS, len(batches))) for name in models}
     for name in models:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from limbeck.recipe.language_checks import check_causal, check_generation, check_words
+from limbeck.recipe.served_checks import check_queries
 
 if TYPE_CHECKING:
     from limbeck.recipe.schema import Recipe, Stage
@@ -36,6 +37,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.rules is not None:
         _check_rules(recipe)
     check_generation(recipe)
+    check_queries(recipe)
     _refuse_idle(recipe)
     _check_export(recipe)
     _check_names(recipe.stages)

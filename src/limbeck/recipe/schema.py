@@ -290,6 +290,8 @@ class Evaluation(Section):
     """The metric that retention is about. accuracy, f1_micro (multi-label) or spearman (regression) when not given."""
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples behind every interval."""
+    teacher: bool = True
+    """Measure the teacher, too; behind an API that costs a query for each test example."""
     speed: bool = True
     """Measure latency and throughput, of a causal-lm the tokens per second and memory of generating, all models in
     turn."""

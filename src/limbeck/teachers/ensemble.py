@@ -40,14 +40,14 @@ class Ensemble:
         return self.members[0].labels
 
     @property
-    def parameters(self) -> int:
+    def parameters(self) -> int | None:
         """All members' parameters."""
-        return sum(member.parameters for member in self.members)
+        return _sum([member.parameters for member in self.members])
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> int | None:
         """All members' files."""
-        return sum(member.bytes for member in self.members)
+        return _sum([member.bytes for member in self.members])
 
     @property
     def precision(self) -> str:
@@ -64,22 +64,35 @@ class Ensemble:
         """The combined logits, float32 [N, C].
 
         Raises:
-            InputError: features are asked for; they belong to one model's layers.
+            InputError: features are asked for; they belong to one model's layers; or logits are to be combined, and a
+                member gives labels alone.
         """
         if features:
             raise InputError("teacher.features are one model's layers; several teachers give logits only")
-        answers = [member.ask(texts).logits for member in self.members]
-        return Signals(mean_signals(answers, self.weights, self.task.kind, self.combine))
+        said = [member.ask(texts) for member in self.members]
+        if self.combine == "logits" and any(each.hard for each in said):
+            raise InputError(
+                "a teacher gives labels alone, which have no logits to combine; give teacher.combine=probabilities"
+            )
+        return Signals(mean_signals([each.logits for each in said], self.weights, self.task.kind, self.combine))
 
-    def runner(self, texts: Dataset) -> Callable[[], None]:
-        """A function that runs every member once on these texts as one batch."""
-        runs = [member.runner(texts) for member in self.members]
+    def runner(self, texts: Dataset) -> Callable[[], None] | None:
+        """A function that runs every member once on these texts as one batch; none where a member has none."""
+        found = [member.runner(texts) for member in self.members]
+        runs = [each for each in found if each is not None]
+        if len(runs) < len(found):
+            return None
 
         def run() -> None:
             for each in runs:
                 each()
 
         return run
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def mean_signals(members: Sequence[Any], weights: Sequence[float], kind: str, combine: str) -> np.ndarray:

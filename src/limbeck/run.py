@@ -175,8 +175,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     if recipe.assistant is not None:
         assistant = build_student(recipe.assistant, None, opening.first(teachers), task, recipe.seed, general)
         plan_stages(recipe, task, assistant, teachers, general, on_text=True)
-    if recipe.teacher is not None and recipe.teacher.queries is not None:
-        check_queries(recipe.teacher.queries, splits.transfer, student)
+    check_queries(recipe, splits.transfer, student)
     plan = plan_stages(recipe, task, student, teachers, assistant or general)
     content = {
         "data": fingerprint([*map(table_fingerprint, (splits.transfer, splits.validation, splits.test))]),

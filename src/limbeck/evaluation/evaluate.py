@@ -80,21 +80,19 @@ def evaluate_models(
     if settings.speed:
         for name, speed in measure_speed(models, test, lengths, seed).items():
             measured[name]["speed"] = speed
-    if "teacher" in models and said["teacher"].hard:
-        _forget_confidence(measured)
     add_rules(measured, rules, test, labels, logits, main, settings.resamples, seed)
     measured["comparisons"] = _comparisons(task, main, labels, logits, measured, draws)
     measured["disagreements"] = _disagreements(task, test, labels, logits)
-    if "teacher" in models and said["teacher"].hard:
-        measured["disagreements"] = [each | {"teacher_confidence": None} for each in measured["disagreements"]]
-    return measured
+    return measured if "teacher" not in said or not said["teacher"].hard else _without_confidence(measured, list(said))
 
 
-def _forget_confidence(measured: dict[str, Any]) -> None:
-    """Take back what would be about probabilities that a teacher which gives labels alone never stated."""
+def _without_confidence(measured: dict[str, Any], models: list[str]) -> dict[str, Any]:
+    """The figures without what would be about probabilities that a teacher of labels alone never stated."""
     measured["teacher"]["calibration"] = {"ece": None, "curve": []}
-    for each in measured.values():
-        each["fidelity"]["kl"] = None
+    for name in models:
+        measured[name]["fidelity"]["kl"] = None
+    measured["disagreements"] = [each | {"teacher_confidence": None} for each in measured["disagreements"]]
+    return measured
 
 
 def _comparisons(

@@ -23,8 +23,8 @@ def measure_speed(
     Latency is at batch size 1 over a sample of the texts, throughput at batch size 32 with texts of like length.
 
     Returns:
-        By model that can be timed: `latency_ms_p50`, `latency_ms_p95`, `throughput` in examples per second, `batch_size` of the
-        throughput, `threads`, `precision`.
+        By model that can be timed: `latency_ms_p50`, `latency_ms_p95`, `throughput` in examples per second,
+        `batch_size` of the throughput, `threads`, `precision`.
     """
     generator = np.random.default_rng(seed)
     sample = generator.permutation(len(texts))

@@ -12,7 +12,7 @@ from limbeck.generation.answers import Answer, Ask
 from limbeck.recipe.schema import Generation
 from limbeck.recipe.served import Limit
 from limbeck.recipe.teacher import TeacherModel
-from limbeck.remote import RETRIES, Client, Completions, Refused, Spending
+from limbeck.remote import RETRIES, Client, Completions, RefusedError, Spending
 
 
 class ServerTeacher:
@@ -67,7 +67,7 @@ class ServerTeacher:
         number = f"{ask.row} {ask.sample}"
         try:
             said = await self.chat.complete(ask.messages, settings.max_new_tokens, body, row, number)
-        except Refused as error:
+        except RefusedError as error:
             raise InputError(f"{self.client.address} refused {row} with {error}") from None
         cut = said.finish in ("length", "content_filter")
         return Answer(ask.row, ask.sample, said.text, cut, said.tokens, said.prompt_tokens)

@@ -34,9 +34,7 @@ def most_uncertain(probabilities: Array, kind: Kind, by: str, count: int) -> lis
     return [int(row) for row in np.argsort(-doubt, kind="stable")[:count]]
 
 
-def spread_out(
-    features: Array, asked: Sequence[int], count: int, by: str, generator: np.random.Generator
-) -> list[int]:
+def spread_out(features: Array, asked: Sequence[int], count: int, by: str, generator: np.random.Generator) -> list[int]:
     """Examples that lie far from those asked about, and from each other.
 
     Args:

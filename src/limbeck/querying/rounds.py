@@ -22,7 +22,6 @@ from limbeck.knowledge.store import Joined, Store
 from limbeck.progress import say
 from limbeck.querying.choosing import most_uncertain, spread_out
 from limbeck.recipe import Recipe
-from limbeck.recipe.served import Queries
 from limbeck.tasks import Task
 from limbeck.teachers import HuggingFaceModel
 
@@ -42,13 +41,16 @@ class Spent:
     curve: list[dict[str, Any]]
 
 
-def check_queries(queries: Queries, pool: Dataset, student: Checkpoint) -> None:
-    """Refuse queries that cannot be chosen, before the first is asked.
+def check_queries(recipe: Recipe, pool: Dataset, student: Checkpoint) -> None:
+    """Refuse queries that cannot be chosen, before the first is asked; nothing where the recipe has none.
 
     Raises:
         InputError: the pool has fewer examples than the budget; a student of an architecture whose states cannot be
             read, where they are compared.
     """
+    queries = recipe.teacher.queries if recipe.teacher is not None else None
+    if queries is None:
+        return
     if queries.budget > len(pool):
         raise InputError(
             f"teacher.queries.budget is {queries.budget:,}, and there are {len(pool):,} examples to ask about; give a "
@@ -98,7 +100,7 @@ def ask_in_rounds(
             student = train(name, replace(splits, transfer=pool.select(known)), Joined(stores)) if asked else None
             if group.is_main_process:
                 folder.mkdir(parents=True, exist_ok=True)
-                record = {"rows": _choose(recipe, task, pool, asked, len(part), student)}
+                record: dict[str, Any] = {"rows": _choose(recipe, task, pool, asked, len(part), student)}
                 if student is not None:
                     record["student"] = {"queries": len(asked), "quality": _quality(recipe, task, splits, student)}
                 write_json(note, record)

@@ -108,8 +108,8 @@ class Http(Section):
         secret = next((name for name in self.headers if _SECRET.search(name)), None)
         if secret is not None:
             raise ValueError(
-                f"headers has {secret}, which looks like a key's; name the environment variable of the key as key=NAME, "
-                "and the header that carries it as key_as='NAME: {key}'"
+                f"headers has {secret}, which looks like a key's; name the environment variable of the key as "
+                "key=NAME, and the header that carries it as key_as='NAME: {key}'"
             )
         if not re.fullmatch(r"[A-Za-z0-9-]+: *[^{}]*\{key\}[^{}]*", self.key_as):
             raise ValueError("key_as must look like 'X-Api-Key: {key}'; the key itself never stands in a recipe")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from limbeck.data.chat import Messages
 from limbeck.errors import InputError
-from limbeck.remote.client import Client, Refused, usage
+from limbeck.remote.client import Client, RefusedError, usage
 
 
 class Completion(NamedTuple):
@@ -61,7 +61,7 @@ class Completions:
 
         Raises:
             InputError: no such model, or no such address; the key is refused.
-            Refused: this request is.
+            RefusedError: this request is.
             LimbeckError: the server kept failing.
         """
 
@@ -77,7 +77,7 @@ class Completions:
             body = {key: value for key, value in body.items() if value is not None}
             try:
                 return await self.client.post("/chat/completions", body, read, what, "a chat completion", number)
-            except Refused as error:
+            except RefusedError as error:
                 if error.status == 404:
                     raise InputError(
                         f"{self.client.address} knows no model '{self.model}', or is no address of chat completions, "

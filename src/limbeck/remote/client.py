@@ -34,7 +34,7 @@ LONGEST_WAIT = 120.0
 _FOR_NOW = (408, 409, 425, 429)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that the server understood and will never answer.
 
     Attributes:
@@ -168,14 +168,14 @@ class Client:
         Args:
             path: after the server's address.
             body: sent as JSON.
-            read: makes something of the answer's JSON; raises ValueError, TypeError, LookupError or AttributeError where
-                it is not of the form.
+            read: makes something of the answer's JSON; raises ValueError, TypeError, LookupError or AttributeError
+                where it is not of the form.
             what: what is asked about, for messages: `row 7 of the prompts`.
             form: what the answer should be, for messages: `a chat completion`.
             number: tells requests of equal content apart that are to be answered separately.
 
         Raises:
-            Refused: with a status that no other try would change.
+            RefusedError: with a status that no other try would change.
             InputError: the key is refused, or the address leads elsewhere.
             LimbeckError: the server kept failing, answers something else, or asks to be left alone for long.
         """
@@ -191,9 +191,7 @@ class Client:
             after, reason = None, ""
             try:
                 with anyio.fail_after(self.timeout):
-                    response = await self._http.post(
-                        self.address + path, json=body, headers={"Idempotency-Key": token}
-                    )
+                    response = await self._http.post(self.address + path, json=body, headers={"Idempotency-Key": token})
             except (httpx2.RequestError, TimeoutError) as error:
                 reason = self.clean(error)
             else:
@@ -213,8 +211,8 @@ class Client:
                     after, reason = self._judge(response)
             if unreadable == UNREADABLE or (unreadable and turn > self.retries):
                 raise LimbeckError(
-                    f"{self.address} answered {what} with something else than {form}, {reason}; what it answered before "
-                    "is kept: the same command goes on"
+                    f"{self.address} answered {what} with something else than {form}, {reason}; what it answered "
+                    "before is kept: the same command goes on"
                 )
             if after is not None and after > LONGEST_WAIT:
                 raise LimbeckError(
@@ -247,7 +245,7 @@ class Client:
             there = self.clean(response.headers.get("Location", "elsewhere"))
             raise InputError(f"{self.address} leads to {there} (status {status}); give the right teacher.server")
         if status not in _FOR_NOW and status < 500:
-            raise Refused(status, message)
+            raise RefusedError(status, message)
         return _retry_after(response), f"status {status}: {message}"
 
     def _open(self) -> AsyncClient:

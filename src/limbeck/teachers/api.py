@@ -16,7 +16,7 @@ from limbeck.errors import InputError, LimbeckError
 from limbeck.progress import console, say
 from limbeck.recipe.served import Chat
 from limbeck.recipe.teacher import TeacherModel
-from limbeck.remote import RETRIES, Client, Refused
+from limbeck.remote import RETRIES, Client, RefusedError
 from limbeck.remote.spending import cost, told
 from limbeck.rules.labels import CERTAIN
 from limbeck.signals import Asked, Signals
@@ -191,7 +191,7 @@ class ApiTeacher:
         hard = None if self.book.kind is None else self.hard
         try:
             return await self.questions.ask(name, example, self.book.wrong(name), hard)
-        except Refused as error:
+        except RefusedError as error:
             if self.book.kind is None:  # it has not answered anything: the fault is not this example's
                 raise InputError(f"{self.client.address} refused to answer with {error}") from None
             return Entry(name, "refused", str(error)[:300])

@@ -109,7 +109,9 @@ class Book:
     def settled(self, text: str, tries: int) -> bool:
         """Whether there is nothing more to ask about an example."""
         found = self._entries.get(text, ())
-        return self.answer(text) is not None or len(self.wrong(text)) >= tries or any(e.kind == "refused" for e in found)
+        return (
+            self.answer(text) is not None or len(self.wrong(text)) >= tries or any(e.kind == "refused" for e in found)
+        )
 
     def entries(self, texts: Iterable[str]) -> list[Entry]:
         """All about these examples."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from limbeck.errors import InputError
 from limbeck.recipe.served import Chat, Http
-from limbeck.remote import Client, Completions, Refused
+from limbeck.remote import Client, Completions, RefusedError
 from limbeck.remote.chat import Completion
 from limbeck.tasks import Task
 from limbeck.teachers.book import Entry
@@ -48,7 +48,7 @@ class Questions(Protocol):
 
         Raises:
             LimbeckError: as `Client.post`.
-            Refused: the server will never answer this.
+            RefusedError: the server will never answer this.
         """
 
 
@@ -104,7 +104,7 @@ class ChatQuestions:
                 said = await self.completions.complete(
                     messages, self._longest, body | self.chat.body, what, f"{name} {len(wrong)}", self._check
                 )
-            except Refused as error:
+            except RefusedError as error:
                 if not listed or "logprob" not in error.message:
                     raise
                 self._listed = min(self._listed, max(fewer for fewer in LISTED if fewer < listed))
@@ -157,8 +157,8 @@ class ChatQuestions:
         texts = "Text 1: {text}\n\nText 2: {text_pair}" if self.task.pair else "Text: {text}"
         if self.task.kind == "multi-label":
             return (
-                "Which of these labels fit the text? {labels}\nAnswer with those that fit, with commas between, or with "
-                f"none, and with nothing else.\n\n{texts}"
+                "Which of these labels fit the text? {labels}\nAnswer with those that fit, with commas between, or "
+                f"with none, and with nothing else.\n\n{texts}"
             )
         what = "the two texts" if self.task.pair else "the text"
         return f"Which label fits {what}? Answer with exactly one of these and nothing else: {{labels}}\n\n{texts}"

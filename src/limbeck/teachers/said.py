@@ -11,7 +11,7 @@ import numpy as np
 
 LEAST = 1e-9
 """The least probability that is taken from an answer: what a server leaves out is rare, not impossible."""
-_AROUND = " \t\r\n\"'`*“”‘’.,;:!?()[]{}<>"
+_AROUND = " \t\r\n\"'`*.,;:!?()[]{}<>\u201c\u201d\u2018\u2019"
 
 
 def find_label(text: str, labels: Sequence[str]) -> int | None:

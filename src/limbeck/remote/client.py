@@ -183,7 +183,8 @@ class Client:
         import httpx2
 
         assert self._http is not None
-        token = hashlib.sha256(f"{number} {json.dumps(body, sort_keys=True)}".encode()).hexdigest()
+        content = [self.address + path, number, body]
+        token = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         unreadable = 0
         for turn in range(1, self.retries + 2):
             guess = self.spending.per_call

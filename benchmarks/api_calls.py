@@ -1,6 +1,6 @@
 """A teacher behind a server that fails, asked about many texts at the rate that the server allows.
 
-    python benchmarks/api_calls.py [--calls 10000] [--rate 150] [--kills 3] [--output FILE]
+    python benchmarks/api_calls.py [--calls 10000] [--rate 100] [--kills 3] [--output FILE]
 
 The server is a process of its own (failing_server.py). Some of its answers are 429 with and without Retry-After, 500,
 503, slower than the timeout, cut off, torn, or none of the labels. It counts what it charged for, once for requests of
@@ -156,7 +156,7 @@ def holds(found: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=10_000)
-    parser.add_argument("--rate", type=float, default=150.0, help="requests per second that the server allows")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second that the server allows")
     parser.add_argument("--kills", type=int, default=3, help="of a second run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/api_calls.json"))
     options = parser.parse_args()

@@ -125,5 +125,5 @@ class Book:
 
 def names_of(texts: Dataset) -> list[str]:
     """What examples are named by in a book: a digest of their content, so that equal ones are asked about once."""
-    columns = [texts[name] for name in ("text", "text_pair") if name in texts.column_names]
+    columns = [texts[name][:] for name in ("text", "text_pair") if name in texts.column_names]
     return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:32] for row in zip(*columns, strict=True)]

@@ -159,7 +159,8 @@ class Teacher(Section):
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Every form that the validator above takes, so that editors complete them."""
         full, several = super().__get_pydantic_json_schema__(core, handler)["anyOf"]
-        model = TeacherModel.model_json_schema()["anyOf"][0]
+        section = handler.resolve_ref_schema(full["properties"]["models"]["items"])
+        model = handler.resolve_ref_schema(section["anyOf"][0])
         properties = model["properties"] | {k: v for k, v in full["properties"].items() if k != "models"}
         one = {**full, "properties": properties, "required": model["required"], "title": "OneTeacher"}
         return {"anyOf": [full, one, several, {"type": "string"}]}

@@ -160,7 +160,11 @@ def table(rows: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
     found = []
     control = by_row.get(CONTROLS[part], {})
     for name, seeds in by_row.items():
-        entry: dict[str, Any] = {"row": name, "seeds": sorted(seeds), "parameters": next(iter(seeds.values()))["parameters"]}
+        entry: dict[str, Any] = {
+            "row": name,
+            "seeds": sorted(seeds),
+            "parameters": next(iter(seeds.values()))["parameters"],
+        }
         entry["accuracy"] = interval([seeds[seed]["accuracy"] for seed in entry["seeds"]])
         both = [seed for seed in entry["seeds"] if seed in control]
         if both and name != CONTROLS[part]:

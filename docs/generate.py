@@ -16,7 +16,7 @@ from limbeck.recipe import json_schema, packaged
 
 INTRO = """# The recipe
 
-<!-- Made by `make docs` from src/limbeck/recipe/schema.py, teacher.py and terms.py; change those. -->
+<!-- Made by `make docs` from src/limbeck/recipe/schema.py, teacher.py, served.py and terms.py; change those. -->
 
 A recipe is a whole run as one YAML file. The plain case:
 
@@ -265,7 +265,8 @@ def _points(figure: dict[str, Any] | None) -> str:
 
 def pages() -> list[Path]:
     """The pages that have, or may have, measured tables."""
-    return [*(ROOT / "docs/systems").glob("*.md"), ROOT / "docs/rules.md", ROOT / "docs/words.md"]
+    names = ("rules", "words", "api_teachers")
+    return [*(ROOT / "docs/systems").glob("*.md"), *(ROOT / f"docs/{name}.md" for name in names)]
 
 
 def page(text: str) -> str:

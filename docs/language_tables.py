@@ -1,4 +1,4 @@
-"""The measured tables of language models and rules, as Markdown, from benchmarks/results."""
+"""The measured tables of language models, rules and servers, as Markdown, from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -129,6 +129,40 @@ def peer_trl(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def active(found: dict[str, Any]) -> str:
+    """Students by the number of queries and how they were chosen."""
+    rows = [["queries", "chosen by", "accuracy", "agrees with teacher", "over random", "seeds"]]
+    for each in found["table"]:
+        gain = each.get("over random")
+        points = "" if gain is None else f"{100 * gain['mean']:+.1f}{_half(gain, 100, 1)}"
+        cells = [percent(each[key]) for key in ("accuracy", "agreement")]
+        rows.append([f"{each['budget']:,}", each["choose"], *cells, points, str(len(each["seeds"]))])
+    its, teacher = found["settings"], found["table"][0]["teacher"]["mean"]
+    note = (
+        f"SST-2's test split; the teacher {found['teacher']} is right in {100 * teacher:.1f} %, the student starts from "
+        f"{found['student']}. {its['rounds']} rounds, {its['epochs']:g} epochs. Means over seeds with 95 % t intervals, "
+        "differences in points, paired by seed. "
+    )
+    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/active.py`."
+
+
+def api_calls(found: dict[str, Any]) -> str:
+    """What a server that fails was asked and charged, and how long it took."""
+    rows = [["", "texts", "labelled", "requests", "useful answers charged", "charged twice", "seconds", "fastest"]]
+    for name, each in (("one run", found["whole"]), ("killed", found["killed"])):
+        title = name if not each["kills"] else f"killed {each['kills']} times"
+        counts = [f"{each[key]:,}" for key in ("calls", "labelled right", "requests", "useful answers charged")]
+        twice = str(each["texts charged twice for a useful answer"])
+        rows.append([title, *counts, twice, f"{each['seconds']:.1f}", f"{each['fastest possible']:.1f}"])
+    whole = found["whole"]
+    note = (
+        f"A local server that allows {whole['rate']:g} requests per second, of which {sum(found['chance'].values()):.1%} "
+        "meet 429 with or without Retry-After, 500, 503, an answer too late, cut off, torn, or none of the labels. "
+        f"*Fastest* is all texts at its rate; one run took {100 * whole['over the fastest']:.1f} % longer. "
+    )
+    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/api_calls.py`."
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "words": words,
     "language-students": students,
@@ -136,6 +170,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "text-rules": text_rules,
     "llm": benchmarks,
     "peer-trl": peer_trl,
+    "active": active,
+    "api-calls": api_calls,
 }
 FILES = {"label-rules": "rules", "text-rules": "rules"}
 """The file of results where it has another name than the table."""

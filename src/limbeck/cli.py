@@ -73,6 +73,9 @@ def label(words: Words = None) -> None:
     Takes what `distill` takes; `knowledge=FOLDER` shares what is kept between runs.
 
     - `limbeck label teacher=DIR data=reviews.csv output=runs/a`
+
+    - `limbeck label teacher.server=https://api.example.com/v1 teacher.model=NAME teacher.key=VARIABLE student=MODEL
+      data=reviews.csv output=runs/a`
     """
     from limbeck import api
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from limbeck import data
-from limbeck.checkpoints import Checkpoint, label_names
+from limbeck import data, opening
+from limbeck.checkpoints import Checkpoint
 from limbeck.data import Columns, Splits
 from limbeck.errors import InputError
 from limbeck.progress import say
@@ -34,8 +34,15 @@ def labelled(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoi
     columns = data.find_columns(raw.train, recipe.data)
     if columns.inferred:
         say(f"data: {told(columns)}, label is column {', '.join(columns.label)}")
-    known = label_names(teachers[0].model.config) if teachers else None
-    task = data.resolve_task(raw.train, columns, recipe.task.kind, recipe.task.labels, known)
+    known = opening.label_names_of(recipe, teachers)
+    labels, others = recipe.task.labels, recipe.task.others
+    if labels is not None and others is not None:
+        for name in ("train", "validation", "test"):
+            table = getattr(raw, name)
+            if isinstance(table, Dataset):
+                setattr(raw, name, data.lump(table, columns, labels, others))
+        labels = [*labels, others]
+    task = data.resolve_task(raw.train, columns, recipe.task.kind, labels, known)
     task.main_metric(recipe.evaluation.metric)
     splits = data.split(raw, columns, task, recipe.seed)
     for name, kind in (("synthetic", "features"), ("augmentation", "text")):

@@ -8,11 +8,12 @@ from limbeck.errors import InputError
 
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "api": ("openai",),
+    "api": ("httpx2",),
     "gguf": ("gguf",),
     "harness": ("lm_eval",),
     "rules": ("llguidance", "jsonschema"),
     "vision": ("kornia",),
+    "sklearn": ("skops",),
 }
 
 

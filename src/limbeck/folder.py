@@ -30,7 +30,7 @@ _OURS = (
 )
 # What may change between two runs of the same command without making it another run.
 _FREE = ("output", "knowledge", "evaluation", "export", "about")
-_FREE_WITHIN = ("report_to", "token_limit", "timeout", "key")
+_FREE_WITHIN = ("report_to", "token_limit", "timeout", "key", "rate", "price", "limit")
 _PACKAGES = ("limbeck", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "onnxruntime")
 
 

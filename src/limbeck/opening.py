@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
+from limbeck.checkpoints import (
+    Checkpoint,
+    label_names,
+    open_causal,
+    open_classifier,
+    open_language_model,
+    weights_fingerprint,
+)
 from limbeck.data import Splits
 from limbeck.data.chat import prompt_text
 from limbeck.errors import InputError
+from limbeck.files import sha256
 from limbeck.progress import say
 from limbeck.recipe import Recipe
 from limbeck.rules import LabelRules, load_rules
 from limbeck.rules.answers import AnswerRules
 from limbeck.rules.tokens import TokenRules
+from limbeck.students.soft_tree import SoftTreeConfig
 from limbeck.tasks import Task
 from limbeck.tasks.causal_lm import chat_tokens
+from limbeck.teachers.estimator import labels_of_estimator
 
 LOOKED_AT = 1000
 """Training answers that are tried against the rules."""
@@ -30,8 +41,40 @@ def teachers(recipe: Recipe, objects: Mapping[str, Any]) -> list[Checkpoint]:
     return [
         from_memory(each.model, objects) or opener(each.model, each.revision, each.trust_remote_code)
         for each in (recipe.teacher.models if recipe.teacher else [])
-        if each.server is None
+        if each.network
     ]
+
+
+def label_names_of(recipe: Recipe, teachers: Sequence[Checkpoint]) -> tuple[str, ...] | None:
+    """The labels of the first teacher that knows all of them: a network, else an estimator; none behind a server."""
+    opened = iter(teachers)
+    for each in recipe.teacher.models if recipe.teacher else []:
+        checkpoint = next(opened) if each.network else None
+        if each.others is not None or each.server is not None:
+            continue
+        return labels_of_estimator(each.model) if checkpoint is None else label_names(checkpoint.model.config)
+    return None
+
+
+def teacher_content(recipe: Recipe, teachers: Sequence[Checkpoint]) -> list[str]:
+    """What the teachers are, by content: weights, and estimators' files."""
+    models = recipe.teacher.models if recipe.teacher else []
+    files = [sha256(Path(each.model).expanduser()) for each in models if each.server is None and not each.network]
+    return [*(weights_fingerprint(each.model) for each in teachers), *files]
+
+
+def check_servers(recipe: Recipe, task: Task) -> None:
+    """Refuse to send to a server what is no text.
+
+    Raises:
+        InputError: a teacher behind a server, and images or tables.
+    """
+    served = next((each.model for each in (recipe.teacher.models if recipe.teacher else []) if each.server), None)
+    if served is not None and task.inputs != "text":
+        raise InputError(
+            f"the teacher '{served}' is behind a server, which is sent text, and the examples are "
+            f"{_READ[task.inputs]}; give a teacher opened here"
+        )
 
 
 def general(recipe: Recipe, teachers: list[Checkpoint]) -> Checkpoint | None:
@@ -126,8 +169,14 @@ def from_memory(name: str, objects: Mapping[str, Any]) -> Checkpoint | None:
     return objects.get(name)
 
 
-def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> None:
+def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task, complete: bool = True) -> None:
     """Refuse models that do not go together.
+
+    Args:
+        teachers: the networks among them.
+        student: before training.
+        task: what is predicted.
+        complete: there are no other teachers, so that sizes can be compared. A soft decision tree may be the larger.
 
     Raises:
         InputError: a model that reads something else than the examples are; a teacher trained for another task; a
@@ -145,7 +194,7 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> No
             raise InputError(
                 f"teacher '{teacher.name}' was trained for {config.problem_type}, the task is {task.kind}; set task=..."
             )
-    if teachers:
+    if teachers and complete and student.model.config.model_type != SoftTreeConfig.model_type:
         ours = sum(p.numel() for p in student.model.parameters())
         theirs = sum(p.numel() for teacher in teachers for p in teacher.model.parameters())
         if ours > theirs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from limbeck import data, examples, hardware, opening
+from limbeck.asking import as_taught, ask
 from limbeck.checkpoints import (
     Checkpoint,
     check_tokenizer,
-    label_names,
     max_length,
     open_causal,
     open_language_model,
@@ -32,8 +32,9 @@ from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
 from limbeck.generation import Answers, answered_splits, make_answers
-from limbeck.knowledge import Store, WordStore, label_texts
+from limbeck.knowledge import Joined, Store, WordStore, label_texts
 from limbeck.progress import say
+from limbeck.querying import check_queries
 from limbeck.recipe import Recipe, dump
 from limbeck.recipe.schema import Stage
 from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives, PathCrossEntropy
@@ -43,7 +44,7 @@ from limbeck.rules.answers import AnswerRules
 from limbeck.signals import Asked
 from limbeck.students import build_student
 from limbeck.tasks import Task
-from limbeck.teachers import HuggingFaceModel, Ruled, open_teacher
+from limbeck.teachers import HuggingFaceModel, Ruled, ask_servers, open_teacher
 from limbeck.training import Plan, Teaching, Trained, plan_stages, train_stages
 from limbeck.training.words import ask_for_words, encode_language, sample
 
@@ -86,6 +87,9 @@ class Prepared:
         plan: what the stages need.
         label_rules: what labels are held to.
         answer_rules: what a causal language model's answers are held to.
+        hard: the teacher gives labels alone.
+        asked: what was asked of teachers behind an API, by name.
+        curve: how good students were after fewer queries.
     """
 
     task: Task
@@ -97,6 +101,9 @@ class Prepared:
     plan: Plan
     label_rules: LabelRules | None = None
     answer_rules: AnswerRules | None = None
+    hard: bool = False
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
@@ -118,7 +125,7 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
         enlarge(recipe, ready, objects or {})
         answer_prompts(recipe, ready, objects or {})
         knowledge = ask_teacher(recipe, ready) if ready.plan.stored else None
-        trained = train(recipe, ready, knowledge)
+        trained = train(as_taught(recipe, ready), ready, knowledge)
         name, main = next(iter(trained.items()))
         if not hardware.processes().is_main_process:
             return Run(folder.path, {}, main.checkpoint.model, main.checkpoint.processor)
@@ -162,7 +169,8 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         label_rules, answer_rules = opening.rules(recipe, task, splits.transfer, splits.test), None
     for notice in splits.notices:
         say(f"data: {notice}")
-    opening.check_fit(teachers, student, task)
+    opening.check_servers(recipe, task)
+    opening.check_fit(teachers, student, task, recipe.teacher is None or len(teachers) == len(recipe.teacher.models))
     for checkpoint in [*teachers, student]:
         check_tokenizer(checkpoint, examples.some_texts(splits.train))
     student.model.config.update(task.config)
@@ -170,10 +178,11 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     if recipe.assistant is not None:
         assistant = build_student(recipe.assistant, None, opening.first(teachers), task, recipe.seed, general)
         plan_stages(recipe, task, assistant, teachers, general, on_text=True)
+    check_queries(recipe, splits.transfer, student)
     plan = plan_stages(recipe, task, student, teachers, assistant or general)
     content = {
         "data": fingerprint([*map(table_fingerprint, (splits.transfer, splits.validation, splits.test))]),
-        "teacher": fingerprint([weights_fingerprint(each.model) for each in teachers]),
+        "teacher": fingerprint(opening.teacher_content(recipe, teachers)),
         "student's start": weights_fingerprint(student.model),
     }
     if splits.corpus is not None:
@@ -190,7 +199,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
 
 
 def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
-    """Add altered copies of the training texts, or made-up rows, to the transfer set, where the recipe asks for them."""
+    """Add altered copies of the texts, or made-up rows, to the transfer set, where the recipe asks for them."""
     made = recipe.data.synthetic
     if made is not None:
         rows = made_up(ready.splits.train, ready.task.columns, made, recipe.seed)
@@ -217,18 +226,23 @@ def knowledge_root(recipe: Recipe) -> Path:
     return Path(recipe.knowledge or Path(recipe.output) / "knowledge")
 
 
-def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | WordStore:
-    """The teacher's knowledge about the transfer set, asked for once."""
+def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | Joined | WordStore:
+    """The teacher's knowledge about the transfer set, asked for once; of `teacher.queries` about what is chosen of it.
+
+    Examples that a server has no usable answer to leave the transfer set.
+    """
     assert recipe.teacher is not None
     if ready.task.kind == "causal-lm":
         words = ask_for_words(recipe, ready.splits, ready.teachers[0], knowledge_root(recipe), ready.answer_rules)
         ready.teachers[0].model.cpu()
         return words
-    teacher: Asked = open_teacher(ready.teachers, recipe.teacher, ready.task, recipe.task.max_length)
+    root, length = knowledge_root(recipe), recipe.task.max_length
+    validation = ready.splits.validation
+    teacher: Asked = open_teacher(ready.teachers, recipe.teacher, ready.task, length, root=root, validation=validation)
     if ready.label_rules is not None:
         teacher = Ruled(teacher, ready.label_rules)
     features = [*recipe.teacher.features, *(n for n in ready.plan.features if n not in recipe.teacher.features)]
-    store = label_texts(teacher, ready.splits.transfer, ready.task, knowledge_root(recipe), features)
+    store = ask(recipe, ready, teacher, features, root)
     for each in ready.teachers:
         each.model.cpu()  # the accelerator's memory is the student's now
     return store
@@ -245,29 +259,50 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | W
         raise InputError("no teacher to ask; give teacher=MODEL")
     if recipe.task.kind == "masked-lm":
         raise InputError("a language model's words are too many to keep, so there is nothing to label; use distill")
+    if recipe.teacher.queries is not None:
+        raise InputError("what to ask is chosen by a student in training; use distill, or leave teacher.queries out")
     with full_disk_explained():
         if recipe.task.kind == "causal-lm":
             ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
             if not ready.plan.stored:
                 raise InputError("no stage learns from words that are kept; give soft_targets and teacher.words")
             answer_prompts(recipe, ready, objects)
-            return ask_teacher(recipe, ready)
+            return _stored(ask_teacher(recipe, ready))
         table = data.read(recipe.data.train, "train", objects)
         if recipe.data.label or data.label_column(table):
             ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
             enlarge(recipe, ready, objects)
-            return ask_teacher(recipe, ready)
+            return _stored(ask_teacher(recipe, ready))
         say("data: no label column; the teacher is asked about every text")
-        columns = data.find_columns(table, recipe.data, labelled=False)
-        teachers = opening.teachers(recipe, objects)
-        task = data.task_about(recipe.task.kind, label_names(teachers[0].model.config), columns)
-        texts = data.labelled_table(table, columns, task, "train")
-        check_tokenizer(teachers[0], examples.some_texts(texts))
-        teacher: Asked = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length)
-        rules = opening.rules(recipe, task, texts)
-        if rules is not None:
-            teacher = Ruled(teacher, rules)
-        return label_texts(teacher, texts, task, knowledge_root(recipe), recipe.teacher.features)
+        return _label_all(recipe, table, objects)
+
+
+def _label_all(recipe: Recipe, table: datasets.Dataset, objects: Mapping[str, Any]) -> Store:
+    """What the teacher says of every example of a table without labels."""
+    assert recipe.teacher is not None
+    if recipe.teacher.weigh == "validation":
+        raise InputError("the data have no labels to weigh teachers by; give teacher.weigh=given or confidence")
+    columns = data.find_columns(table, recipe.data, labelled=False)
+    teachers = opening.teachers(recipe, objects)
+    names = opening.label_names_of(recipe, teachers) or recipe.task.labels
+    if names is None:
+        raise InputError("neither the data nor a model here names the labels; give task.labels=[...]")
+    task = data.task_about(recipe.task.kind, names, columns)
+    texts = data.labelled_table(table, columns, task, "train")
+    for each in teachers:
+        check_tokenizer(each, examples.some_texts(texts))
+    root = knowledge_root(recipe)
+    teacher: Asked = open_teacher(teachers, recipe.teacher, task, recipe.task.max_length, root=root)
+    rules = opening.rules(recipe, task, texts)
+    if rules is not None:
+        teacher = Ruled(teacher, rules)
+    texts = texts.select(ask_servers(teacher, texts))
+    return label_texts(teacher, texts, task, root, recipe.teacher.features)
+
+
+def _stored(knowledge: Store | Joined | WordStore) -> Store | WordStore:
+    assert not isinstance(knowledge, Joined)  # which rounds of queries alone make
+    return knowledge
 
 
 def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answers:
@@ -288,7 +323,7 @@ def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answer
         return make_answers(recipe, ready.teachers, ready.splits.train, knowledge_root(recipe), objects)
 
 
-def train(recipe: Recipe, ready: Prepared, knowledge: Store | WordStore | None) -> dict[str, Trained]:
+def train(recipe: Recipe, ready: Prepared, knowledge: Store | Joined | WordStore | None) -> dict[str, Trained]:
     """The student, then the baseline: the same start and steps without a teacher."""
     start = copy.deepcopy(ready.student) if recipe.baseline else ready.student
     name = "student" if recipe.teacher else "model"
@@ -335,7 +370,7 @@ def _without_teacher(recipe: Recipe, stage: Stage, ready: Prepared) -> Stage:
 def measure(
     recipe: Recipe,
     ready: Prepared,
-    knowledge: Store | WordStore | None,
+    knowledge: Store | Joined | WordStore | None,
     trained: dict[str, Trained],
     exports: dict[str, Path],
     folder: RunFolder,
@@ -368,6 +403,13 @@ def measure(
     }
     if knowledge is not None:
         metrics["knowledge"] = {"examples": len(knowledge), "bytes": knowledge.size}
+    if ready.asked:
+        metrics["asked"] = ready.asked
+    if recipe.teacher is not None and recipe.teacher.queries is not None:
+        queries = recipe.teacher.queries
+        quality = metrics["student"]["quality"]
+        curve = [*ready.curve, {"queries": queries.budget, "quality": quality}]
+        metrics["queries"] = {**queries.model_dump(), "curve": curve}
     write_json(folder.metrics, metrics)
     return metrics
 
@@ -384,8 +426,11 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
         made |= {f"student_{name.replace('-', '_')}": open_causal(str(path)) for name, path in exports.items()}
         return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed, ready.answer_rules)
     models: dict[str, Asked] = {}
-    if recipe.teacher is not None:
-        models["teacher"] = open_teacher(ready.teachers, recipe.teacher, task, length, "float32")
+    if recipe.teacher is not None and recipe.evaluation.teacher:
+        root = knowledge_root(recipe)
+        models["teacher"] = open_teacher(
+            ready.teachers, recipe.teacher, task, length, "float32", root, ready.splits.validation
+        )
     models |= {name: HuggingFaceModel(checkpoint, task, length) for name, checkpoint in made.items()}
     models |= {f"student_{name}": OnnxModel(path, student, task, length) for name, path in exports.items()}
     measured = evaluate_models(models, ready.splits.test, task, recipe.evaluation, recipe.seed, ready.label_rules)

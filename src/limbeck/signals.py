@@ -75,6 +75,7 @@ class Signals:
             each one's own logits [B, C].
         at_words: of a causal language model's teacher: what it says about the words at the batch's `positions`.
         paths: of a soft tree.
+        hard: the logits are of labels alone: probabilities of 0 and 1 that nobody stated.
     """
 
     logits: Any = None
@@ -87,6 +88,7 @@ class Signals:
     at_words: WordSource | None = None
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
     paths: Paths | None = None
+    hard: bool = False
 
 
 class WordSource(Protocol):
@@ -126,12 +128,12 @@ class Asked(Protocol):
         """Label names in the order of its outputs."""
 
     @property
-    def parameters(self) -> int:
-        """Its number of parameters."""
+    def parameters(self) -> int | None:
+        """Its number of parameters; none where that is not known."""
 
     @property
-    def bytes(self) -> int:
-        """The size of its weights on disk."""
+    def bytes(self) -> int | None:
+        """The size of its weights on disk; none where that is not known."""
 
     @property
     def precision(self) -> str:
@@ -144,8 +146,8 @@ class Asked(Protocol):
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """Its answers in the order of `texts` (columns `text`, and `text_pair` for pairs), as numpy arrays."""
 
-    def runner(self, texts: Dataset) -> Callable[[], None]:
-        """A function that runs it once on these texts as one batch, tokenised beforehand; for timing."""
+    def runner(self, texts: Dataset) -> Callable[[], None] | None:
+        """A function that runs it once on these texts as one batch, tokenised beforehand; none of what is not timed."""
 
 
 class SignalSource(Protocol):

@@ -3,7 +3,7 @@
 from limbeck.data.chat import ROW, has_answers, is_chat, read_chat, read_chat_or_prompts, without_answers
 from limbeck.data.columns import Columns, find_columns, label_column
 from limbeck.data.corpus import read_corpus, split_corpus
-from limbeck.data.labels import resolve_task, task_about
+from limbeck.data.labels import lump, resolve_task, task_about
 from limbeck.data.reading import RawData, read, read_all
 from limbeck.data.splitting import Splits, add_unlabelled, labelled_table, split
 
@@ -18,6 +18,7 @@ __all__ = [
     "is_chat",
     "label_column",
     "labelled_table",
+    "lump",
     "read",
     "read_all",
     "read_chat",

@@ -57,6 +57,15 @@ def resolve_task(
     return task_about(kind, agreed, columns)
 
 
+def lump(table: Dataset, columns: Columns, labels: Sequence[str], others: str) -> Dataset:
+    """A table in which every label that is not among these is `others`; missing ones stay."""
+    name = columns.label[0]
+    feature = table.features[name]
+    values = [feature.names[v] if isinstance(feature, ClassLabel) and v >= 0 else v for v in table[name][:]]
+    lumped = [v if v is None or str(v) in labels else others for v in values]
+    return table.remove_columns([name]).add_column(name, [None if v is None else str(v) for v in lumped])
+
+
 def task_about(kind: Kind, labels: Sequence[str], columns: Columns) -> Task:
     """The task of predicting these labels from these columns."""
     features = columns.inputs if columns.kind == "features" else ()

@@ -52,7 +52,8 @@ def evaluate_models(
     """
     labels = np.array(test["label"][:])
     main = task.main_metric(settings.metric)
-    logits = {name: np.asarray(model.ask(test).logits) for name, model in models.items()}
+    said = {name: model.ask(test) for name, model in models.items()}
+    logits = {name: np.asarray(each.logits) for name, each in said.items()}
     lengths = _lengths(test, task)
     measured: dict[str, Any] = {}
     draws: dict[str, Array] = {}
@@ -81,6 +82,15 @@ def evaluate_models(
     add_rules(measured, rules, test, labels, logits, main, settings.resamples, seed)
     measured["comparisons"] = _comparisons(task, main, labels, logits, measured, draws)
     measured["disagreements"] = _disagreements(task, test, labels, logits)
+    return measured if "teacher" not in said or not said["teacher"].hard else _without_confidence(measured, list(said))
+
+
+def _without_confidence(measured: dict[str, Any], models: list[str]) -> dict[str, Any]:
+    """The figures without what would be about probabilities that a teacher of labels alone never stated."""
+    measured["teacher"]["calibration"] = {"ece": None, "curve": []}
+    for name in models:
+        measured[name]["fidelity"]["kl"] = None
+    measured["disagreements"] = [each | {"teacher_confidence": None} for each in measured["disagreements"]]
     return measured
 
 

@@ -20,11 +20,11 @@ def measure_speed(
 ) -> dict[str, dict[str, Any]]:
     """Time forward passes on ready tensors; reading the examples is not counted, being the same for all.
 
-    Latency is at batch size 1 over a sample of the texts, throughput at batch size 32, texts with others of like length.
+    Latency is at batch size 1 over a sample, throughput at batch size 32 (of texts with others of like length).
 
     Returns:
-        By model: `latency_ms_p50`, `latency_ms_p95`, `throughput` in examples per second, `batch_size` of the
-        throughput, `threads`, `precision`.
+        By model that can be timed: `latency_ms_p50`, `latency_ms_p95`, `throughput` in examples per second,
+        `batch_size` of the throughput, `threads`, `precision`.
     """
     generator = np.random.default_rng(seed)
     sample = generator.permutation(len(texts))
@@ -33,8 +33,9 @@ def measure_speed(
     if lengths is not None:
         wide = wide[np.argsort(lengths[wide], kind="stable")]
     batches = [wide[start : start + BATCH].tolist() for start in range(0, len(wide), BATCH)]
-    one = _time(models, texts, singles)
-    many = _time(models, texts, batches)
+    timed = {name: model for name, model in models.items() if model.runner(texts.select(singles[0])) is not None}
+    one = _time(timed, texts, singles)
+    many = _time(timed, texts, batches)
     return {
         name: {
             "latency_ms_p50": float(np.quantile(one[name], 0.5) * 1e3),
@@ -44,14 +45,14 @@ def measure_speed(
             "threads": torch.get_num_threads(),
             "precision": model.precision,
         }
-        for name, model in models.items()
+        for name, model in timed.items()
     }
 
 
 def _time(models: dict[str, Asked], texts: Dataset, batches: list[list[int]]) -> dict[str, np.ndarray]:
     """Seconds [rounds, batches] by model; each batch meets every model before the next batch comes."""
     runners: dict[str, list[Callable[[], None]]] = {
-        name: [model.runner(texts.select(rows)) for rows in batches] for name, model in models.items()
+        name: [run for rows in batches if (run := model.runner(texts.select(rows)))] for name, model in models.items()
     }
     seconds = {name: np.empty((ROUNDS, len(batches))) for name in models}
     for name in models:

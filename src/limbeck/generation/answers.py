@@ -19,7 +19,7 @@ from limbeck.data.text_shards import Row, TextShards
 from limbeck.errors import InputError, LimbeckError
 from limbeck.files import require_space
 from limbeck.folder import table_fingerprint
-from limbeck.generation.journal import Journal, read_journals, remove_journals
+from limbeck.journal import Journal, read_journals, remove_journals
 from limbeck.progress import console, say
 from limbeck.recipe.schema import Generation
 from limbeck.rules import TextRules

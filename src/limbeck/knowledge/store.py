@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,40 @@ class Store(Verified):
         }
         logits = columns.pop("logits")
         return Signals(logits, {int(name.removeprefix("cls_")): states for name, states in columns.items()})
+
+
+class Joined:
+    """Several stores as one, their examples one after the other; a signal source for training.
+
+    Args:
+        stores: of the same teacher, labels and features.
+    """
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = list(stores)
+        self._starts = np.cumsum([0, *map(len, self.stores)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(store.size for store in self.stores)
+
+    def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
+        """As `Store.signals`; examples are counted through all stores."""
+        rows = batch["row"].cpu()
+        whose = torch.bucketize(rows, torch.from_numpy(self._starts[1:]), right=True)
+        places = [torch.nonzero(whose == number)[:, 0] for number in range(len(self.stores))]
+        parts = [
+            store.signals({"row": rows[place] - int(start)})
+            for store, start, place in zip(self.stores, self._starts, places, strict=False)
+            if len(place)
+        ]
+        order = torch.argsort(torch.cat(places))
+        states = {layer: torch.cat([part.features[layer] for part in parts])[order] for layer in parts[0].features}
+        return Signals(torch.cat([part.logits for part in parts])[order], states)
 
 
 def shard_name(index: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from limbeck.recipe.language_checks import check_causal, check_generation, check_words
+from limbeck.recipe.served_checks import check_queries
 
 if TYPE_CHECKING:
     from limbeck.recipe.schema import Recipe, Stage
@@ -35,7 +36,15 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"teacher.words is about causal-lm, and the task is {recipe.task.kind}; drop teacher.words")
     if recipe.rules is not None:
         _check_rules(recipe)
+    if recipe.task.others is not None and (recipe.task.kind != "classification" or len(recipe.task.labels or []) < 1):
+        raise ValueError(
+            f"task.others={recipe.task.others} stands for the labels that are not in task.labels; give "
+            "task.labels=[...] of a classification"
+        )
+    if recipe.teacher is not None and recipe.teacher.weigh == "confidence" and recipe.task.kind == "regression":
+        raise ValueError("a regression says no probabilities to be sure by; give teacher.weigh=given or validation")
     check_generation(recipe)
+    check_queries(recipe)
     _refuse_idle(recipe)
     _check_export(recipe)
     _check_names(recipe.stages)

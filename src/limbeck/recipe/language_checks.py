@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limbeck.recipe.served_checks import LABELLED, check_answerer, check_labeller
+
 if TYPE_CHECKING:
     from limbeck.recipe.schema import Recipe, Stage
     from limbeck.recipe.terms import SoftTargets
@@ -89,8 +91,12 @@ def check_generation(recipe: Recipe) -> None:
     models = recipe.teacher.models if recipe.teacher is not None else []
     given = recipe.data.generation
     served = [model for model in models if model.server is not None]
-    if served or (recipe.teacher is not None and recipe.teacher.general is not None and recipe.teacher.general.server):
-        _check_server(recipe, (served or models)[0].model)
+    if recipe.teacher is not None and recipe.teacher.general is not None and recipe.teacher.general.server:
+        raise ValueError("teacher.general gives signals, which a server does not; give a model opened here")
+    if served and recipe.task.kind in LABELLED:
+        check_labeller(recipe)
+    elif served:
+        _check_server(recipe, served[0].model)
     if given is None:
         return
     if recipe.task.kind != "causal-lm":
@@ -113,8 +119,8 @@ def _check_server(recipe: Recipe, name: str) -> None:
     """Refuse a teacher behind a server where signals or its layers are needed."""
     assert recipe.teacher is not None
     why = f"the teacher '{name}' is behind a server, which answers prompts but gives no signals"
-    if recipe.teacher.general is not None:
-        raise ValueError("teacher.general gives signals, which a server does not; give models opened here")
+    if recipe.task.kind == "regression":
+        raise ValueError(f"the teacher '{name}' is behind a server, which says labels and no numbers; give another one")
     for stage in recipe.stages:
         if stage.objectives.needs_teacher:
             terms = ", ".join(stage.objectives.names)
@@ -123,3 +129,4 @@ def _check_server(recipe: Recipe, name: str) -> None:
         raise ValueError(f"{why}; learn from its answers with the recipe seqkd, which has data.generation")
     if recipe.student.model is None and recipe.student.shape is None:
         raise ValueError(f"no student can be cut from '{name}', which is behind a server; add student=MODEL")
+    check_answerer(recipe)

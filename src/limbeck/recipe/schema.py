@@ -36,6 +36,8 @@ class Task(Section):
     `masked-lm` (the masked words of plain text), or `causal-lm` (how plain text goes on, or a conversation)."""
     labels: list[str] | None = None
     """Class names in the order of the model's outputs. Taken from the teacher, else from the data, when not given."""
+    others: str | None = None
+    """classification: the one label in the place of all that are not in `labels`. So a specialist is trained."""
     max_length: Annotated[int, Field(ge=4)] | None = None
     """Tokens kept of an example. The models' own limit when not given; of plain text 128, of a causal-lm 512."""
     mask: Fraction = 0.15
@@ -335,6 +337,8 @@ class Evaluation(Section):
     """The metric that retention is about. accuracy, f1_micro (multi-label) or spearman (regression) when not given."""
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples behind every interval."""
+    teacher: bool = True
+    """Measure the teacher, too; behind an API that costs a query for each test example."""
     speed: bool = True
     """Measure latency and throughput, of a causal-lm the tokens per second and memory of generating, all models in
     turn."""

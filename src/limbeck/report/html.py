@@ -104,6 +104,12 @@ def _tradeoffs(metrics: Metrics) -> list[tuple[Markup | None, str, str]]:
             "Quality and size",
             "Up and to the left is better. Bars are 95 % intervals.",
         ),
+        (
+            plots.queries(metrics),
+            "Quality and queries",
+            "Students trained on what had been asked by then, on the test set, by which nothing was chosen. Bars are "
+            "95 % intervals.",
+        ),
     ]
 
 

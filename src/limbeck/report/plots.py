@@ -71,6 +71,35 @@ def quality_against(metrics: Metrics, name: str, label: str, keys: tuple[str, ..
         return to_svg(axes, name, f"{title(metric)} against {label}. {told}.")
 
 
+def queries(metrics: Metrics) -> Markup | None:
+    """The main metric of students after so many queries, and the teacher's."""
+    metric = main_metric(metrics)
+    points = [
+        (each["queries"], [known(each["quality"][metric][key]) for key in ("value", "low", "high")])
+        for each in get(metrics, "queries", "curve") or []
+    ]
+    drawn = [(x, y, low, high) for x, (y, low, high) in points if y is not None]
+    if len(drawn) < 2:
+        return None
+    with canvas() as axes:
+        xs, ys = [x for x, *_ in drawn], [y for _, y, *_ in drawn]
+        bars = [[max(y - (y if end is None else end), 0) for _, y, end, _ in drawn]]
+        bars.append([max((y if end is None else end) - y, 0) for _, y, _, end in drawn])
+        style: dict[str, Any] = {"color": COLOURS["student"], "marker": MARKERS["student"], "capsize": 2.5}
+        axes.errorbar(xs, ys, bars, linewidth=1.5, markersize=5, elinewidth=1.1, label="Student", **style)
+        teacher = number(metrics, "teacher", "quality", metric, "value")
+        if teacher is not None:
+            axes.axhline(teacher, color=COLOURS["teacher"], linewidth=1.2, linestyle="--", label="Teacher")
+        axes.set(xlabel="queries", ylabel=title(metric))
+        axes.set_xlim(0, max(xs) * 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(y=0.14)
+        _unit_of(axes, metric)
+        axes.legend(loc="lower right")
+        told = "; ".join(f"{score(metric, y)} after {x:,} queries" for x, y in zip(xs, ys, strict=True))
+        return to_svg(axes, "queries", f"{title(metric)} of the student against queries. {told}.")
+
+
 def losses(metrics: Metrics, recipe: Recipe, model: str) -> list[tuple[list[str], Markup]]:
     """A model's training loss and each term's part unweighted: a plot for phases of the same terms, with their stages.
 

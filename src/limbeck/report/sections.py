@@ -308,6 +308,8 @@ def facts(metrics: Metrics, recipe: Recipe) -> list[tuple[str, list[str]]]:
         ("Augmentation", some(sentences.augmentation(recipe))),
         ("Task", [_task(metrics)]),
         ("Rules", some(sentences.short(recipe.rules) if recipe.rules else None)),
+        ("Queries", some(sentences.queries(recipe))),
+        ("Asked of servers", sentences.asked(metrics)),
         ("Knowledge kept", some(knowledge)),
         ("Exports", exports),
         ("Machine", some(sentences.machine(metrics))),

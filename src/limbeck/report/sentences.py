@@ -341,6 +341,28 @@ def augmentation(recipe: Recipe) -> str | None:
     )
 
 
+def queries(recipe: Recipe) -> str | None:
+    """How it was chosen what to ask about."""
+    made = recipe.teacher.queries if recipe.teacher is not None else None
+    if made is None:
+        return None
+    how = {
+        "random": "drawn at random",
+        "uncertainty": f"those that the student was least sure of, by {made.uncertainty}",
+        "diversity": f"those that lay far apart to the student, by {made.diversity}",
+    }[made.choose]
+    rounds = f"in {made.rounds} rounds" if made.rounds > 1 else "at once"
+    return f"{made.budget:,} examples of the transfer set {rounds}, {how}"
+
+
+def asked(metrics: Metrics) -> list[str]:
+    """What teachers behind an API were asked, and what that took."""
+    return [
+        f"{short(name)}: {found['told']} for {found['examples']:,} examples, {found['left_out']:,} left out"
+        for name, found in (metrics.get("asked") or {}).items()
+    ]
+
+
 def data(metrics: Metrics) -> str:
     """The data's sizes in one sentence."""
     sizes = metrics["data"]

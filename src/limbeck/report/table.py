@@ -62,7 +62,8 @@ def models(metrics: Metrics) -> list[str]:
 
 def name_of(metrics: Metrics, model: str) -> str:
     """A model's name for reading. Without a teacher there is no student, just a model."""
-    return NAMES[model] if metrics.get("teacher") else NAMES[model].replace("Student", "Model")
+    taught = metrics.get("teacher") or metrics.get("knowledge")  # one that costs may be left unmeasured
+    return NAMES[model] if taught else NAMES[model].replace("Student", "Model")
 
 
 def main_metric(metrics: Metrics) -> str:

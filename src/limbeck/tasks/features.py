@@ -63,7 +63,7 @@ class FeatureProcessor(FeatureExtractionMixin):
         ]
 
     def __call__(self, table: Any, return_tensors: str | None = None) -> BatchFeature:  # noqa: ANN401
-        """`features` float32 [N, m] of the examples of a table, by column name; NumPy's unless `return_tensors` is `pt`.
+        """`features` float32 [N, m] of the examples of a table, by column name; tensors if `return_tensors` is `pt`.
 
         A name that was not there when the processor was made is none of those known: all zeros.
 

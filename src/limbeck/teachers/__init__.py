@@ -1,9 +1,21 @@
-"""Whoever can be asked: one Hugging Face model, several as one, or any of these held to rules."""
+"""Whoever can be asked: a Hugging Face model, a server, several as one, or any of these held to rules."""
 
+from limbeck.teachers.api import ApiTeacher, ask_servers, behind_api, labels_alone
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.huggingface import HuggingFaceModel
 from limbeck.teachers.live import LiveTeacher
 from limbeck.teachers.loading import open_teacher
 from limbeck.teachers.ruled import Ruled, RuledWords
 
-__all__ = ["Ensemble", "HuggingFaceModel", "LiveTeacher", "Ruled", "RuledWords", "open_teacher"]
+__all__ = [
+    "ApiTeacher",
+    "Ensemble",
+    "HuggingFaceModel",
+    "LiveTeacher",
+    "Ruled",
+    "RuledWords",
+    "ask_servers",
+    "behind_api",
+    "labels_alone",
+    "open_teacher",
+]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from scipy.special import entr
 
 from limbeck.errors import InputError
 from limbeck.signals import Asked, Signals
@@ -21,18 +22,22 @@ class Ensemble:
         weights: their shares; normalised.
         combine: `probabilities` or `logits`; see `mean_signals`.
         task: what is predicted.
+        by_confidence: multiply each one's weight, example by example, with its `certainty`.
 
     Raises:
         InputError: the members' label sets differ.
     """
 
-    def __init__(self, members: Sequence[Asked], weights: Sequence[float], combine: str, task: Task) -> None:
+    def __init__(
+        self, members: Sequence[Asked], weights: Sequence[float], combine: str, task: Task, by_confidence: bool = False
+    ) -> None:
         for member in members[1:]:
             if member.labels != members[0].labels:
                 raise InputError(
                     f"the teachers' labels differ: {', '.join(members[0].labels)} and {', '.join(member.labels)}"
                 )
         self.members, self.weights, self.combine, self.task = list(members), list(weights), combine, task
+        self.by_confidence = by_confidence
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -40,14 +45,14 @@ class Ensemble:
         return self.members[0].labels
 
     @property
-    def parameters(self) -> int:
+    def parameters(self) -> int | None:
         """All members' parameters."""
-        return sum(member.parameters for member in self.members)
+        return total_of([member.parameters for member in self.members])
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> int | None:
         """All members' files."""
-        return sum(member.bytes for member in self.members)
+        return total_of([member.bytes for member in self.members])
 
     @property
     def precision(self) -> str:
@@ -58,36 +63,72 @@ class Ensemble:
     def fingerprint(self) -> dict[str, Any]:
         """The members' fingerprints, weights and the way they are combined, which differs by the task's kind."""
         members = [member.fingerprint for member in self.members]
-        return {"members": members, "weights": self.weights, "combine": self.combine, "kind": self.task.kind}
+        told = {"members": members, "weights": self.weights, "combine": self.combine, "kind": self.task.kind}
+        return told | ({"by confidence": True} if self.by_confidence else {})
 
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """The combined logits, float32 [N, C].
 
         Raises:
-            InputError: features are asked for; they belong to one model's layers.
+            InputError: features are asked for; they belong to one model's layers; or logits are to be combined, and a
+                member gives labels alone.
         """
         if features:
             raise InputError("teacher.features are one model's layers; several teachers give logits only")
-        answers = [member.ask(texts).logits for member in self.members]
-        return Signals(mean_signals(answers, self.weights, self.task.kind, self.combine))
+        said = [member.ask(texts) for member in self.members]
+        if self.combine == "logits" and any(each.hard for each in said):
+            raise InputError(
+                "a teacher gives labels alone, which have no logits to combine; give teacher.combine=probabilities"
+            )
+        logits = [np.asarray(each.logits) for each in said]
+        weights = np.asarray(self.weights)
+        if self.by_confidence:
+            weights = weights[:, None] * np.stack([certainty(each, self.task) for each in logits])
+        return Signals(mean_signals(logits, weights, self.task.kind, self.combine))
 
-    def runner(self, texts: Dataset) -> Callable[[], None]:
-        """A function that runs every member once on these texts as one batch."""
-        runs = [member.runner(texts) for member in self.members]
-
-        def run() -> None:
-            for each in runs:
-                each()
-
-        return run
+    def runner(self, texts: Dataset) -> Callable[[], None] | None:
+        """A function that runs every member once on these texts as one batch; none where a member has none."""
+        return run_all([member.runner(texts) for member in self.members])
 
 
-def mean_signals(members: Sequence[Any], weights: Sequence[float], kind: str, combine: str) -> np.ndarray:
+def run_all(runners: Sequence[Callable[[], None] | None]) -> Callable[[], None] | None:
+    """One function for several; none where one of them is none."""
+    runs = [each for each in runners if each is not None]
+    if len(runs) < len(runners):
+        return None
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return run
+
+
+def total_of(values: Sequence[int | None]) -> int | None:
+    """The sum; none where some value is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def certainty(logits: np.ndarray, task: Task) -> np.ndarray:
+    """How sure a model is of each example [N]: one minus its entropy over the greatest possible; at least 1e-6.
+
+    multi-label: mean over the labels.
+    """
+    p = task.probabilities(logits)
+    if task.kind == "multi-label":
+        sure = 1 - ((entr(p) + entr(1 - p)) / np.log(2)).mean(-1)
+    else:
+        sure = 1 - entr(p).sum(-1) / np.log(p.shape[-1])
+    return np.asarray(np.maximum(sure, 1e-6))
+
+
+def mean_signals(members: Sequence[Any], weights: Sequence[float] | np.ndarray, kind: str, combine: str) -> np.ndarray:
     """The logits of several models as one model's (Hinton et al. 2015, section 1).
 
     Args:
         members: logits [N, C] of each model.
-        weights: their shares, not all zero.
+        weights: their shares, not all zero: one each, or one each for every example [K, N].
         kind: the task's kind.
         combine: `probabilities` gives the logits whose probabilities are the weighted mean of the members'
             (log-probabilities, or log-odds per label); `logits` gives the weighted mean of logits, a geometric mean
@@ -97,10 +138,11 @@ def mean_signals(members: Sequence[Any], weights: Sequence[float], kind: str, co
         float32 [N, C].
     """
     stack = np.stack([np.asarray(logits, dtype=np.float64) for logits in members])
-    share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    share = np.asarray(weights, dtype=np.float64).reshape(len(stack), -1, 1)
+    share = share / share.sum(0)
     if combine == "logits" or kind == "regression":
-        return np.asarray(np.tensordot(share, stack, axes=1), dtype=np.float32)
-    log_share = np.log(share)[:, None, None]
+        return np.asarray((share * stack).sum(0), dtype=np.float32)
+    log_share = np.log(share)
     if kind == "classification":
         normalised = stack - np.logaddexp.reduce(stack, axis=-1, keepdims=True)
         return np.asarray(np.logaddexp.reduce(normalised + log_share, axis=0), dtype=np.float32)

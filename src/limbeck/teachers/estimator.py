@@ -45,7 +45,8 @@ def open_estimator(name: str) -> Any:  # noqa: ANN401
         if not strange:
             return skops.io.load(path)
     except Exception as error:  # a broken file, or one of another version of scikit-learn
-        raise InputError(f"{name} does not open as a scikit-learn estimator: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{name} does not open as a scikit-learn estimator: {reason}") from None
     raise InputError(
         f"{name} holds {', '.join(strange[:3])}, which skops does not know to be safe; save an estimator of "
         "scikit-learn's own parts"
@@ -73,7 +74,7 @@ class EstimatorTeacher:
         task: what is predicted.
 
     Raises:
-        InputError: see `open_estimator`; one that cannot tell probabilities, or has other classes than the task; images.
+        InputError: see `open_estimator`; one that tells no probabilities, or has other classes than the task; images.
     """
 
     precision = "float64"
@@ -83,11 +84,11 @@ class EstimatorTeacher:
         self.estimator = open_estimator(name)
         if task.inputs == "image" or task.kind == "multi-label":
             what = "images" if task.inputs == "image" else "several labels at once"
-            raise InputError(f"{name} is a scikit-learn estimator, which is not asked about {what}; give another teacher")
+            raise InputError(f"{name} is a scikit-learn estimator, not asked about {what}; give another teacher")
         if task.kind == "classification" and not hasattr(self.estimator, "predict_proba"):
             raise InputError(
-                f"{name} is a {type(self.estimator).__name__}, which tells no probabilities; save one that does, such as "
-                "CalibratedClassifierCV around it"
+                f"{name} is a {type(self.estimator).__name__}, which tells no probabilities; save one that does, such "
+                "as CalibratedClassifierCV around it"
             )
         if task.kind == "classification" and set(self.labels) != set(task.labels):
             raise InputError(
@@ -114,10 +115,8 @@ class EstimatorTeacher:
             for member in file.namelist():
                 if member.endswith(".npy"):
                     with file.open(member) as content:
-                        version = np.lib.format.read_magic(content)
-                        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                        shape, _, dtype = read(content)
-                    count += int(np.prod(shape)) * max(len(dtype.names or ()), 1)
+                        array = np.lib.format.read_array(content, allow_pickle=False)
+                    count += array.size * max(len(array.dtype.names or ()), 1)
         return count
 
     @property
@@ -155,7 +154,7 @@ class EstimatorTeacher:
         frame = examples.select_columns(list(self.task.columns)).to_pandas()
         known = getattr(self.estimator, "feature_names_in_", None)
         if known is None:
-            return frame.to_numpy()
+            return np.asarray(frame)
         missing = [name for name in known if name not in frame.columns]
         if missing:
             raise InputError(f"{self.name} reads column '{missing[0]}', which is not among the features; add it")
@@ -168,4 +167,4 @@ class EstimatorTeacher:
             said = np.asarray(self.estimator.predict_proba(inputs))
         except (ValueError, TypeError) as error:  # scikit-learn's own checks of what it is given
             raise InputError(f"{self.name} cannot read these examples: {' '.join(str(error).split())[:300]}") from None
-        return np.log(np.maximum(said[:, self._order], _LEAST)).astype(np.float32)
+        return np.asarray(np.log(np.maximum(said[:, self._order], _LEAST)), dtype=np.float32)

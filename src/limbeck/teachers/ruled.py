@@ -34,12 +34,12 @@ class Ruled:
         return self.model.labels
 
     @property
-    def parameters(self) -> int:
+    def parameters(self) -> int | None:
         """The model's parameters."""
         return self.model.parameters
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> int | None:
         """The model's files."""
         return self.model.bytes
 
@@ -57,11 +57,13 @@ class Ruled:
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         """Projected logits float32 [N, C]; see `LabelRules.project`. Features are the model's own."""
         said = self.model.ask(texts, features)
-        return Signals(self.rules.project(said.logits, texts).astype(np.float32), said.features)
+        return Signals(self.rules.project(said.logits, texts).astype(np.float32), said.features, hard=said.hard)
 
-    def runner(self, texts: Dataset) -> Callable[[], None]:
-        """A function that runs the model on these texts as one batch and projects as many logits."""
+    def runner(self, texts: Dataset) -> Callable[[], None] | None:
+        """A function that runs the model on these texts as one batch and projects as many logits; none of none."""
         inner, logits = self.model.runner(texts), np.zeros((len(texts), self.rules.task.outputs))
+        if inner is None:
+            return None
 
         def run() -> None:
             inner()

@@ -1,14 +1,92 @@
-"""Specialists beside a generalist: models that tell some of the classes apart and call all others one (Hinton et al.
-2015, section 5)."""
+"""Specialists that tell some of the classes apart and call the rest one (Hinton et al. 2015, section 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from scipy.special import log_softmax, softmax
 
+from limbeck.errors import InputError
+from limbeck.signals import Asked, Signals
+from limbeck.tasks import Task
+from limbeck.teachers.ensemble import run_all, total_of
+
 STEPS, TOLERANCE = 500, 1e-7
+
+
+class WithSpecialists:
+    """A generalist's answers, corrected by specialists on the classes that they know.
+
+    Args:
+        generalist: a model of all classes, or several as one.
+        specialists: models of some of the classes, each with the label by which it says that an example is of another.
+        task: what is predicted.
+
+    Raises:
+        InputError: a specialist without that label, or with a class that the task does not have.
+    """
+
+    def __init__(self, generalist: Asked, specialists: Sequence[tuple[Asked, str]], task: Task) -> None:
+        self.members = [generalist, *(member for member, _ in specialists)]
+        self.task = task
+        self._places: list[list[int]] = []
+        """Of each specialist its logits' places: its own classes, then the others."""
+        self._classes: list[list[int]] = []
+        for member, others in specialists:
+            own = [label for label in member.labels if label != others]
+            strange = [label for label in own if label not in task.labels]
+            if strange or others not in member.labels:
+                raise InputError(
+                    f"a specialist has the labels {', '.join(member.labels[:8])}, of which "
+                    f"{f'{strange[0]} is none of the task' if strange else f'none is its teacher.others={others}'}; "
+                    f"the task's are {', '.join(task.labels[:8])}"
+                )
+            self._places.append([member.labels.index(label) for label in (*own, others)])
+            self._classes.append([task.labels.index(label) for label in own])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The generalist's."""
+        return self.members[0].labels
+
+    @property
+    def parameters(self) -> int | None:
+        """Those of all."""
+        return total_of([member.parameters for member in self.members])
+
+    @property
+    def bytes(self) -> int | None:
+        """The files of all."""
+        return total_of([member.bytes for member in self.members])
+
+    @property
+    def precision(self) -> str:
+        """What the generalist computes in."""
+        return self.members[0].precision
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """That of all, and which classes are whose."""
+        return {"specialists": [each.fingerprint for each in self.members], "classes": self._classes}
+
+    def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
+        """Log-probabilities float32 [N, C]; see `combine_specialists`.
+
+        Raises:
+            InputError: features are asked for; they belong to one model's layers.
+        """
+        if features:
+            raise InputError("teacher.features are one model's layers; several teachers give logits only")
+        general, *special = (np.asarray(member.ask(texts).logits) for member in self.members)
+        chosen = [logits[:, places] for logits, places in zip(special, self._places, strict=True)]
+        return Signals(combine_specialists(general, chosen, self._classes))
+
+    def runner(self, texts: Dataset) -> Callable[[], None] | None:
+        """A function that runs every member once on these examples as one batch; none where a member has none."""
+        return run_all([member.runner(texts) for member in self.members])
 
 
 def combine_specialists(
@@ -16,8 +94,8 @@ def combine_specialists(
 ) -> np.ndarray:
     """The distribution q that minimises KL(g || q) + sum over active specialists m of KL(p_m || q) (equation 5).
 
-    A specialist is active where the generalist's likeliest class is one of its own. KL(p_m || q) is over its own classes
-    and one more, whose probability under q is that of all other classes. The minimum is found by expectation
+    A specialist is active where the generalist's likeliest class is one of its own. KL(p_m || q) is over its own
+    classes and one more, whose probability under q is that of all other classes. The minimum is found by expectation
     maximisation: each p_m is spread over all classes as q spreads its rest, and q becomes the mean of these and g.
 
     Args:
@@ -37,7 +115,7 @@ def combine_specialists(
         if not which.any():
             continue
         rows = np.flatnonzero((active == which).all(-1))
-        chosen = [(members[m][rows], list(classes[m])) for m in np.flatnonzero(which)]
+        chosen = [(members[m][rows], list(classes[m])) for m in np.flatnonzero(which).tolist()]
         found[rows] = np.log(np.maximum(_fit(g[rows], chosen), np.finfo(np.float64).tiny))
     return np.asarray(log_softmax(found, axis=-1), dtype=np.float32)
 

@@ -155,26 +155,20 @@ def plan_stages(
                 f"a {type(student.model).__name__} cannot compute its layers once more; set "
                 "training.gradient_checkpointing to false, or give a student of another architecture"
             )
-        if recipe.training_of(phase.stage).images is not None and task.inputs != "image":
-            raise InputError(
-                f"stage '{phase.stage.name}' changes images (training.images), and the examples are {task.inputs}; "
-                "drop it with training.images=null"
-            )
         if phase.stage.keep is not None:
             shape = replace(shape, layers=len(kept_layers(phase.stage, shape.layers)))
         teacher = general if phase.stage.on_text else next(iter(teachers), None)
         terms = terms_of(phase, task, shape, teacher.model if teacher else None)
         mine, its = wanted_of(terms)
-        if mine.paths and student.model.config.model_type != SoftTreeConfig.model_type:
-            raise InputError(
-                f"stage '{phase.stage.name}' learns a soft tree, and the student is a "
-                f"{student.model.config.model_type}; give student.shape.model_type=soft-tree, or use soft_targets"
-            )
+        _check_kinds(phase, recipe, task, student, mine)
         if phase.stage.on_text and mine.logits:
             language_head_path(student.model)
         if its == Wanted():
             continue
-        assert teacher is not None
+        if teacher is None:  # behind a server, or no network: it shows its outputs alone
+            _check_outputs_alone(phase, recipe, its)
+            stored = True
+            continue
         many = 1 if phase.stage.on_text else len(teachers)
         _check_insides(phase, recipe, task, student, mine, teacher, its, many)
         labels = recipe.task.kind != "causal-lm"  # whose teacher's words are held to the rules wherever they are said
@@ -187,6 +181,36 @@ def plan_stages(
             stored = True
             features |= its.features
     return Plan(stored, tuple(sorted(features)))
+
+
+def _check_kinds(phase: Phase, recipe: Recipe, task: Task, student: Checkpoint, mine: Wanted) -> None:
+    """Refuse what is about images, or about trees, where there are none."""
+    if recipe.training_of(phase.stage).images is not None and task.inputs != "image":
+        raise InputError(
+            f"stage '{phase.stage.name}' changes images (training.images), and the examples are {task.inputs}; "
+            "drop it with training.images=null"
+        )
+    if mine.paths and student.model.config.model_type != SoftTreeConfig.model_type:
+        raise InputError(
+            f"stage '{phase.stage.name}' learns a soft tree, and the student is a "
+            f"{student.model.config.model_type}; give student.shape.model_type=soft-tree, or use soft_targets"
+        )
+
+
+def _check_outputs_alone(phase: Phase, recipe: Recipe, its: Wanted) -> None:
+    """Refuse what takes a network opened here, of a teacher that is none."""
+    assert recipe.teacher is not None
+    name, stage = recipe.teacher.models[0].model, phase.stage.name
+    if its.by_token or its.features:
+        raise InputError(
+            f"stage '{stage}' learns from a teacher's layers, and '{name}' shows none; use soft_targets, or a teacher "
+            "opened here"
+        )
+    if recipe.training_of(phase.stage).images is not None:
+        raise InputError(
+            f"stage '{stage}' changes the images at random (training.images), and '{name}' would have to be asked "
+            "about each change; leave training.images out, or use a teacher opened here"
+        )
 
 
 def _check_insides(

@@ -12,6 +12,7 @@ EXTRAS = {
     "gguf": ("gguf",),
     "harness": ("lm_eval",),
     "rules": ("llguidance", "jsonschema"),
+    "tags": ("textblob",),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from limbeck.anatomy import outside_embeddings
 from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
 from limbeck.data import Splits
 from limbeck.data.chat import prompt_text
@@ -129,7 +130,8 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> No
     """Refuse models that do not go together.
 
     Raises:
-        InputError: a teacher trained for another task; a student larger than its teachers.
+        InputError: a teacher trained for another task; a student larger than its teachers. Large tables of embeddings
+            alone do not make it so: a row of them costs nothing until its word is read.
     """
     for teacher in teachers:
         config = teacher.model.config
@@ -140,7 +142,8 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task) -> No
     if teachers:
         ours = sum(p.numel() for p in student.model.parameters())
         theirs = sum(p.numel() for teacher in teachers for p in teacher.model.parameters())
-        if ours > theirs:
+        bodies = [outside_embeddings(each.model) for each in (student, *teachers)]
+        if ours > theirs and bodies[0] > sum(bodies[1:]):
             raise InputError(
                 f"the student has {ours:,} parameters, more than the teacher's {theirs:,}; "
                 "give fewer student.layers or a smaller student=MODEL"

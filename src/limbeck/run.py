@@ -24,6 +24,7 @@ from limbeck.checkpoints import (
 )
 from limbeck.data import Splits
 from limbeck.data.augmentation import augment
+from limbeck.data.perturbation import mask_word, perturb, require_tagger
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_language, evaluate_models
 from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
@@ -141,6 +142,8 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
     transformers_logging.disable_progress_bar()
     folder.check(recipe)
+    if recipe.data.augmentation is not None and recipe.data.augmentation.same_tag:
+        require_tagger()
     teachers = opening.teachers(recipe, objects)
     general = opening.general(recipe, teachers)
     given = opening.from_memory(recipe.student.model, objects) if recipe.student.model else None
@@ -155,6 +158,9 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     else:
         task, splits = examples.labelled(recipe, objects, teachers)
         texts = examples.some_texts(splits.train)
+        if recipe.student.vectors is not None:  # its vocabulary is that of all the text
+            names = [name for name in ("text", "text_pair") if name in splits.transfer.column_names]
+            texts = [text for name in names for text in splits.transfer[name]]
         student = build_student(recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts)
         label_rules, answer_rules = opening.rules(recipe, task, splits.transfer, splits.test), None
     for notice in splits.notices:
@@ -162,6 +168,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     for checkpoint in [*teachers, student]:
         check_tokenizer(checkpoint, examples.some_texts(splits.train))
     opening.check_fit(teachers, student, task)
+    mask_word(recipe.data.augmentation, [*teachers, student])
     student.model.config.update(task.config)
     assistant = None
     if recipe.assistant is not None:
@@ -191,11 +198,15 @@ def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None
     wanted = recipe.data.augmentation
     if wanted is None:
         return
-    model = open_language_model(wanted.model, wanted.revision)
-    owner = opening.first(ready.teachers) or model
-    length = max_length(model.model, model.tokenizer, recipe.task.max_length)
-    root = knowledge_root(recipe)
-    rows = augment(ready.splits.train, ready.task, wanted, model, owner, root, recipe.seed, length)
+    texts, root = ready.splits.train, knowledge_root(recipe)
+    if wanted.model is None:
+        mask = mask_word(wanted, [*ready.teachers, ready.student])
+        rows = perturb(texts, ready.task, wanted, mask, root, recipe.seed)
+    else:
+        model = open_language_model(wanted.model, wanted.revision)
+        owner = opening.first(ready.teachers) or model
+        length = max_length(model.model, model.tokenizer, recipe.task.max_length)
+        rows = augment(texts, ready.task, wanted, model, owner, root, recipe.seed, length)
     ready.splits.transfer = data.add_unlabelled(ready.splits.transfer, rows, ready.task)
 
 

@@ -32,7 +32,7 @@ class Capture:
 
     def __init__(self, model: PreTrainedModel, wanted: Wanted) -> None:
         self.wanted = wanted
-        self.heads = int(model.config.num_attention_heads)
+        self.heads = int(getattr(model.config, "num_attention_heads", 0))
         self._found: dict[tuple[str, int], Any] = {}
         self._handles: list[Any] = []
         states = wanted.hidden | wanted.features

@@ -151,6 +151,7 @@ def plan_stages(
         if phase.stage.keep is not None:
             shape = replace(shape, layers=len(kept_layers(phase.stage, shape.layers)))
         teacher = general if phase.stage.on_text else next(iter(teachers), None)
+        _check_attends(phase, recipe, student, *([teacher] if teacher else []))
         terms = terms_of(phase, task, shape, teacher.model if teacher else None)
         mine, its = wanted_of(terms)
         if phase.stage.on_text and mine.logits:
@@ -169,6 +170,19 @@ def plan_stages(
             stored = True
             features |= its.features
     return Plan(stored, tuple(sorted(features)))
+
+
+def _check_attends(phase: Phase, recipe: Recipe, *models: Checkpoint) -> None:
+    """Refuse what is about layers that attend, of a network without such."""
+    stage, training = phase.stage, recipe.training_of(phase.stage)
+    asked = [name for name in stage.objectives.names if name not in ("soft_targets", "hard_labels")]
+    asked += [name for name, given in (("keep", stage.keep), ("layer_drop", training.layer_drop)) if given]
+    without = [each.model.config.model_type for each in models if not shape_of(each.model).heads]
+    if asked and without:
+        raise InputError(
+            f"stage '{stage.name}' has {asked[0]}, which is about layers that attend, and a {without[0]} has none; "
+            "use soft_targets and hard_labels alone, or a model of another architecture"
+        )
 
 
 def _check_insides(

@@ -1,4 +1,4 @@
-"""The measured tables of language models and rules, as Markdown, from benchmarks/results."""
+"""The measured tables of language models, rules and BiLSTMs, as Markdown, from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -129,6 +129,31 @@ def peer_trl(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def bilstm(found: dict[str, Any]) -> str:
+    """A BiLSTM on SST-2 by what it learnt from."""
+    teacher = found["teacher"]
+    header = ["learnt from", "texts", "accuracy", "kept", "agrees with teacher", "over no teacher", "over logits"]
+    rows = [[*header, "steps", "seeds"]]
+    for each in found["table"]:
+        cells = [percent(each[key]) for key in ("accuracy", "retention", "agreement")]
+        gains = [each.get(f"over {other}") for other in ("no teacher", "logits")]
+        cells += ["" if gain is None else f"{100 * gain['mean']:+.1f}{_half(gain, 100, 1)}" for gain in gains]
+        rows.append(
+            [each["row"], f"{each['texts']:,}", *cells, f"{each['steps']['mean']:,.0f}", str(len(each["seeds"]))]
+        )
+    last = found["table"][-1]
+    ratio = teacher["outside the embeddings"] / last["outside the embeddings"]
+    vectors = f"the word vectors {found['vectors']}" if found["vectors"] else "the teacher's embeddings"
+    note = (
+        f"SST-2 test. The teacher, a {teacher['kind']}, has an accuracy of {100 * teacher['accuracy']:.1f} % and "
+        f"{teacher['outside the embeddings'] / 1e6:.1f}M parameters outside its embeddings; the student, on {vectors}, "
+        f"{last['outside the embeddings'] / 1e6:.2f}M, {ratio:.0f} times fewer. Altered texts are up to "
+        f"{found['copies']} copies of each. Every row keeps the checkpoint that was best on dev. Means over seeds with "
+        "95 % t intervals, differences in points, paired by seed. "
+    )
+    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/bilstm.py`."
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "words": words,
     "language-students": students,
@@ -136,6 +161,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "text-rules": text_rules,
     "llm": benchmarks,
     "peer-trl": peer_trl,
+    "bilstm": bilstm,
 }
 FILES = {"label-rules": "rules", "text-rules": "rules"}
 """The file of results where it has another name than the table."""

@@ -135,9 +135,7 @@ def test_there_are_no_duplicates_and_no_originals(tmp_path: Path, monkeypatch: p
     assert all(found)
 
 
-def test_an_examples_draws_follow_from_the_seed_and_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_examples_draws_follow_from_the_seed_and_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (run(tmp_path / str(n), REVIEWS[0], copies=n, **PAPER)["text"][:] for n in (5, 40))
     assert many[: len(few)] == few
     whole = run(tmp_path / "whole", *REVIEWS)["text"][:]
@@ -182,7 +180,7 @@ def test_finished_texts_are_reused_and_other_settings_make_others(
 
 
 def test_texts_that_nothing_alters_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none of the 1 texts could be altered: data.augmentation's mask, same_tag"):
+    with pytest.raises(InputError, match=r"none of the 1 texts could be altered: data\.augmentation's mask, same_tag"):
         run(tmp_path, "?!", **PAPER)
 
 
@@ -195,21 +193,28 @@ def test_a_mask_that_not_all_know_is_refused() -> None:
     assert mask_word(wanted, [one, one]) == "[MASK]"
     with pytest.raises(InputError, match=r"\[MASK\] to 'one' and <mask> to 'other'; set data.augmentation.mask=0"):
         mask_word(wanted, [one, other])
-    with pytest.raises(InputError, match="tokenizer of 'none' has none; set data.augmentation.mask=0"):
+    with pytest.raises(InputError, match=r"tokenizer of 'none' has none; set data\.augmentation\.mask=0"):
         mask_word(wanted, [one, none])
     assert mask_word(schema.Augmentation(ngram=0.1), [one, none]) is None
 
 
-def test_a_missing_tagger_is_named_before_anything_is_opened(
-    tmp_path: Path, command: Any, reviews_csv: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_tagger_is_named_before_the_run_has_a_folder(
+    tmp_path: Path, command: Any, reviews_csv: Path, tiny_teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "textblob", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, printed = command(
-        "distill", "bilstm", "teacher=nowhere", f"data={reviews_csv}", f"output={tmp_path / 'a'}", "export=[]"
+        "distill",
+        "bilstm",
+        f"teacher={tiny_teacher_dir}",
+        f"data={reviews_csv}",
+        f"output={tmp_path / 'a'}",
+        "export=[]",
+        "student.shape.hidden_size=8",
     )
     assert code == 2
     assert "pip install 'limbeck[tags]'" in printed
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from limbeck.checkpoints import (
 )
 from limbeck.data import Splits
 from limbeck.data.augmentation import augment
-from limbeck.data.perturbation import mask_word, perturb, require_tagger
+from limbeck.data.perturbation import mask_word, perturb
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_language, evaluate_models
 from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
@@ -142,8 +142,6 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
     transformers_logging.disable_progress_bar()
     folder.check(recipe)
-    if recipe.data.augmentation is not None and recipe.data.augmentation.same_tag:
-        require_tagger()
     teachers = opening.teachers(recipe, objects)
     general = opening.general(recipe, teachers)
     given = opening.from_memory(recipe.student.model, objects) if recipe.student.model else None
@@ -157,10 +155,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         label_rules, answer_rules = None, opening.answer_rules(recipe, splits, [*teachers, student])
     else:
         task, splits = examples.labelled(recipe, objects, teachers)
-        texts = examples.some_texts(splits.train)
-        if recipe.student.vectors is not None:  # its vocabulary is that of all the text
-            names = [name for name in ("text", "text_pair") if name in splits.transfer.column_names]
-            texts = [text for name in names for text in splits.transfer[name]]
+        texts = _texts_for(recipe, splits)
         student = build_student(recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts)
         label_rules, answer_rules = opening.rules(recipe, task, splits.transfer, splits.test), None
     for notice in splits.notices:
@@ -191,6 +186,14 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         content["rules"] = rules.book.fingerprint
     folder.claim(recipe, content)
     return Prepared(task, splits, teachers, student, general, assistant, plan, label_rules, answer_rules)
+
+
+def _texts_for(recipe: Recipe, splits: Splits) -> list[str]:
+    """The texts that building the student looks at: some, or all where their words are to be its vocabulary."""
+    if recipe.student.vectors is None:
+        return examples.some_texts(splits.train)
+    names = [name for name in ("text", "text_pair") if name in splits.transfer.column_names]
+    return [text for name in names for text in splits.transfer[name]]
 
 
 def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:

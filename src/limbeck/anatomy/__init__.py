@@ -17,7 +17,7 @@ __all__ = [
     "language_head",
     "language_head_path",
     "layer_list",
-    "parts_of",
     "outside_embeddings",
+    "parts_of",
     "shape_of",
 ]

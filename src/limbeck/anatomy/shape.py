@@ -43,7 +43,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
 
 
 def outside_embeddings(model: PreTrainedModel) -> int:
-    """The number of a model's parameters that are in no table of embeddings; shared ones once, as parts of the table."""
+    """The number of a model's parameters that are in no table of embeddings. What a table shares is the table's."""
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     inside = {id(weight) for weight in tables}
     return sum(weight.numel() for weight in model.parameters() if id(weight) not in inside)

@@ -1,4 +1,4 @@
-"""Altered copies of the examples' texts, however they are altered: made once, kept, and each different from all others."""
+"""Altered copies of the examples' texts, however they are altered: made once, all different, and kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More texts for a teacher to label: words masked, words swapped for others of their kind, n-grams (Tang et al. 2019)."""
+"""More texts for a teacher to label: words masked, others of their kind in their place, n-grams (Tang et al. 2019)."""
 
 from __future__ import annotations
 
@@ -73,11 +73,9 @@ def perturb(
         The text columns of the new rows, each different from the others and from all originals.
 
     Raises:
-        InputError: the tagger is missing; no new text at all, a damaged or foreign folder, or too little disk.
+        InputError: no new text at all, a damaged or foreign folder, or too little disk.
     """
     texts = text_columns(texts, task)
-    if settings.same_tag:
-        require_tagger()
 
     def prepare() -> Alter:
         tag = _tagger() if settings.same_tag else _no_tags
@@ -109,23 +107,17 @@ def perturb(
     return altered_copies(texts, root, spec, settings.copies, prepare, how)
 
 
-def require_tagger() -> None:
-    """Refuse early where the tagger is not installed.
-
-    Raises:
-        InputError: names the extra.
-    """
-    if not extras.installed("tags"):
-        extras.require("tags", "data.augmentation.same_tag (0 does without)")
-
-
 def mask_word(settings: schema.Augmentation | None, readers: Sequence[Checkpoint]) -> str | None:
     """What stands for a masked word in a text: the mask token that all readers have; none where nothing is masked.
 
     Raises:
-        InputError: a tokenizer without one, or two that differ.
+        InputError: a tokenizer without one, or two that differ; the tagger that `same_tag` needs is not installed.
     """
-    if settings is None or not settings.mask:
+    if settings is None:
+        return None
+    if settings.same_tag:
+        extras.require("tags", "data.augmentation.same_tag (0 does without)")
+    if not settings.mask:
         return None
     first = readers[0]
     for reader in readers:

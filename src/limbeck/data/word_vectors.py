@@ -101,9 +101,7 @@ def from_file(path: Path, words: Sequence[str]) -> WordVectors:
     return WordVectors(known, queries, list(vocabulary), vectors)
 
 
-def table_of(
-    path: Path, wanted: Collection[str], frequent: int, spell: Callable[[str], str]
-) -> dict[str, np.ndarray]:
+def table_of(path: Path, wanted: Collection[str], frequent: int, spell: Callable[[str], str]) -> dict[str, np.ndarray]:
     """The vectors, float32 [d], of these words and of a file's first `frequent`, in the file's order.
 
     Args:

@@ -71,7 +71,6 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
         if config.channels == 2:
             self.embeddings_static = nn.Embedding(config.vocab_size, config.embedding_size)
-            self.embeddings_static.weight.requires_grad_(False)
         self.lstm = nn.LSTM(
             config.channels * config.embedding_size,
             config.hidden_size,
@@ -84,6 +83,14 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.classifier_size, config.num_labels)
         self.post_init()
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> BiLSTMForSequenceClassification:
+        """As every module's, and freeze the copy of the vectors: opening a file, which ends in `eval`, thaws it."""
+        super().train(mode)
+        if self.config.channels == 2:
+            self.embeddings_static.weight.requires_grad_(False)
+        return self
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own ranges, but for the vectors; weights that were loaded stay."""
@@ -132,9 +139,12 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         read = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if self.config.pair:
             if token_type_ids is None:
-                raise ValueError("a model of text pairs needs token_type_ids, 0 for the first text and 1 for the second")
+                raise ValueError(
+                    "a model of text pairs needs token_type_ids, 0 for the first text and 1 for the second"
+                )
             both = torch.cat([read & (token_type_ids == 0), read & (token_type_ids == 1)])
-            first, second = self._encode(input_ids.repeat(2, 1), both).chunk(2)
+            states = self._encode(torch.cat([input_ids, input_ids]), both)
+            first, second = states.view(2, input_ids.shape[0], -1)  # len() would fix the batch of an export
             encoded = torch.cat([first, second, (first - second).abs(), first * second], dim=-1)
         else:
             encoded = self._encode(input_ids, read)
@@ -152,11 +162,10 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         lengths, start = read.sum(1), read.long().argmax(1)
         steps = torch.arange(ids.shape[1], device=ids.device)
         aligned = ids.gather(1, (start[:, None] + steps).clamp(max=ids.shape[1] - 1))
-        # Packed sequences do not export; the other way computes on padding and leaves it behind.
-        encode = self.encode_padded if torch.compiler.is_exporting() else self.encode_packed
+        encode = self._encode_in_onnx if torch.onnx.is_in_onnx_export() else self._encode_packed
         return encode(aligned, lengths) * (lengths > 0)[:, None]
 
-    def encode_packed(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _encode_packed(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The last states [B, 2h] of texts that begin at each row's first token, int64 [B, n], and are int64 [B] long.
 
         Waits for the device: PyTorch packs by lengths in the main memory.
@@ -167,30 +176,30 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         _, (last, _) = self.lstm(packed)
         return torch.cat([last[-2], last[-1]], dim=-1)
 
-    def encode_padded(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """What `encode_packed` gives, by operations that can be exported.
-
-        Padding follows the text, so that a forward LSTM has not seen it at the text's last token. The backward one is a
-        forward one over the text turned round within its length.
-        """
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        end = (lengths - 1).clamp(min=0)[:, None]
-        turned = (end - steps).clamp(min=0)[..., None]
-        states = self._vectors(ids)
+    def _encode_in_onnx(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The same as ONNX operators, which take lengths themselves; computes nothing, but is exported."""
+        states, lengths = self._vectors(ids).transpose(0, 1), lengths.clamp(min=1).int()
+        length, size = states.shape[:2]
         for layer in range(self.config.num_hidden_layers):
-            forward = self._one_way(states, f"l{layer}")
-            backward = self._one_way(states.gather(1, turned.expand(-1, -1, states.shape[-1])), f"l{layer}_reverse")
-            states = torch.cat([forward, backward.gather(1, turned.expand_as(backward))], dim=-1)
-        last = end[..., None].expand(-1, 1, forward.shape[-1])
-        return torch.cat([forward.gather(1, last), backward.gather(1, last)], dim=-1).squeeze(1)
+            weights = [self._in_onnx_order(f"{kind}_l{layer}") for kind in ("weight_ih", "weight_hh")]
+            biases = [self._in_onnx_order(f"{kind}_l{layer}") for kind in ("bias_ih", "bias_hh")]
+            all_states, last, _ = torch.onnx.ops.symbolic_multi_out(
+                "LSTM",
+                (states, *weights, torch.cat(biases, dim=-1), lengths),
+                {"direction": "bidirectional", "hidden_size": self.config.hidden_size},
+                dtypes=(states.dtype,) * 3,
+                shapes=((length, 2, size, self.config.hidden_size), *((2, size, self.config.hidden_size),) * 2),
+            )
+            states = all_states.transpose(1, 2).flatten(2)  # [n, B, 2h]
+        return last.transpose(0, 1).flatten(1)
 
-    def _one_way(self, states: torch.Tensor, name: str) -> torch.Tensor:
-        """The states [B, n, h] of one of the LSTM's directions, from left to right."""
-        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = [getattr(self.lstm, f"{kind}_{name}") for kind in kinds]
-        zero = states.new_zeros(1, states.shape[0], self.config.hidden_size)
-        out: torch.Tensor = torch.lstm(states, (zero, zero), weights, True, 1, 0.0, False, False, True)[0]
-        return out
+    def _in_onnx_order(self, name: str) -> torch.Tensor:
+        """A weight of both directions; PyTorch has the gates in the order input, forget, cell, output."""
+        both = []
+        for suffix in ("", "_reverse"):
+            weight = getattr(self.lstm, name + suffix)
+            both.append(weight.unflatten(0, (4, -1))[[0, 3, 1, 2]].flatten(0, 1))
+        return torch.stack(both)
 
     def _vectors(self, ids: torch.Tensor) -> torch.Tensor:
         """The channels' vectors of tokens, one after the other."""

@@ -92,12 +92,12 @@ def fresh_student(
 
 
 def _with_vectors(shape: dict[str, Any], vectors: torch.Tensor | None, task: Task) -> dict[str, Any]:
-    """A BiLSTM's shape with what follows from its vectors, float [V, d], or from there being none, and from the task."""
+    """A BiLSTM's shape with what follows from its vectors, float [V, d], if any are given, and from the task."""
     if vectors is None:
         if shape.get("channels", 1) != 1:
             raise InputError(
-                f"student.shape.channels is {shape['channels']}, a copy that stays of vectors that are given, and these "
-                "are random; give student.embeddings=true or student.vectors=FILE, or leave channels out"
+                f"student.shape.channels is {shape['channels']}, a copy that stays of vectors that are given, and "
+                "these are random; give student.embeddings=true or student.vectors=FILE, or leave channels out"
             )
         return {"channels": 1, **shape, "pair": task.pair}
     width = shape.get("embedding_size", vectors.shape[1])

@@ -123,7 +123,7 @@ def test_of_a_pair_one_text_or_both_are_altered_equally_often(tmp_path: Path) ->
 def test_what_stands_between_words_stays(tmp_path: Path) -> None:
     text = "  (A film's “soup” , isn't it?)\n"
     (found,) = run(tmp_path, text, copies=1, mask=1)["text"]
-    assert found == "  ([MASK] “[MASK]” , [MASK] [MASK]?)\n"
+    assert found == "  ([MASK] [MASK] “[MASK]” , [MASK] [MASK]?)\n"
 
 
 def test_there_are_no_duplicates_and_no_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

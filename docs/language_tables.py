@@ -1,4 +1,4 @@
-"""The measured tables of language models, rules and servers, as Markdown, from benchmarks/results."""
+"""The measured tables of language models, rules, servers and BiLSTMs, as Markdown, from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -139,9 +139,9 @@ def active(found: dict[str, Any]) -> str:
         rows.append([f"{each['budget']:,}", each["choose"], *cells, points, str(len(each["seeds"]))])
     its, teacher = found["settings"], found["table"][0]["teacher"]["mean"]
     note = (
-        f"SST-2's test split; the teacher {found['teacher']} is right in {100 * teacher:.1f} %, the student starts from "
-        f"{found['student']}. {its['rounds']} rounds, {its['epochs']:g} epochs. Means over seeds with 95 % t intervals, "
-        "differences in points, paired by seed. "
+        f"SST-2's test split; the teacher {found['teacher']} is right in {100 * teacher:.1f} %, the student starts "
+        f"from {found['student']}. {its['rounds']} rounds, {its['epochs']:g} epochs. Means over seeds with 95 % t "
+        "intervals, differences in points, paired by seed. "
     )
     return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/active.py`."
 
@@ -156,11 +156,36 @@ def api_calls(found: dict[str, Any]) -> str:
         rows.append([title, *counts, twice, f"{each['seconds']:.1f}", f"{each['fastest possible']:.1f}"])
     whole = found["whole"]
     note = (
-        f"A local server that allows {whole['rate']:g} requests per second, of which {sum(found['chance'].values()):.1%} "
-        "meet 429 with or without Retry-After, 500, 503, an answer too late, cut off, torn, or none of the labels. "
+        f"A local server that allows {whole['rate']:g} requests per second, of which "
+        f"{sum(found['chance'].values()):.1%} meet 429 with or without Retry-After, 500, 503, an answer too late, cut off, torn, or none of the labels. "
         f"*Fastest* is all texts at its rate; one run took {100 * whole['over the fastest']:.1f} % longer. "
     )
     return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/api_calls.py`."
+
+
+def bilstm(found: dict[str, Any]) -> str:
+    """A BiLSTM on SST-2 by what it learnt from."""
+    teacher = found["teacher"]
+    header = ["learnt from", "texts", "accuracy", "kept", "agrees with teacher", "over no teacher", "over logits"]
+    rows = [[*header, "steps", "seeds"]]
+    for each in found["table"]:
+        cells = [percent(each[key]) for key in ("accuracy", "retention", "agreement")]
+        gains = [each.get(f"over {other}") for other in ("no teacher", "logits")]
+        cells += ["" if gain is None else f"{100 * gain['mean']:+.1f}{_half(gain, 100, 1)}" for gain in gains]
+        rows.append(
+            [each["row"], f"{each['texts']:,}", *cells, f"{each['steps']['mean']:,.0f}", str(len(each["seeds"]))]
+        )
+    last = found["table"][-1]
+    ratio = teacher["outside the embeddings"] / last["outside the embeddings"]
+    vectors = f"the word vectors {found['vectors']}" if found["vectors"] else "the teacher's embeddings"
+    note = (
+        f"SST-2 test. The teacher, a {teacher['kind']}, has an accuracy of {100 * teacher['accuracy']:.1f} % and "
+        f"{teacher['outside the embeddings'] / 1e6:.1f}M parameters outside its embeddings; the student, on {vectors}, "
+        f"{last['outside the embeddings'] / 1e6:.2f}M, {ratio:.0f} times fewer. Altered texts are up to "
+        f"{found['copies']} copies of each. Every row keeps the checkpoint that was best on dev. Means over seeds with "
+        "95 % t intervals, differences in points, paired by seed. "
+    )
+    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/bilstm.py`."
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -172,6 +197,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "peer-trl": peer_trl,
     "active": active,
     "api-calls": api_calls,
+    "bilstm": bilstm,
 }
 FILES = {"label-rules": "rules", "text-rules": "rules"}
 """The file of results where it has another name than the table."""

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from limbeck.checkpoints import Checkpoint
-from limbeck.data import augmentation, word_vectors
+from limbeck.data import copies, word_vectors
 from limbeck.data.augmentation import augment
 from limbeck.data.candidates import Candidates, Slot
 from limbeck.data.word_vectors import from_embeddings, from_file, nearest_words
@@ -326,7 +326,7 @@ def test_a_rows_draws_do_not_depend_on_the_other_rows(tmp_path: Path) -> None:
 
 def test_the_texts_do_not_depend_on_the_size_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")["text"][:]
-    monkeypatch.setattr(augmentation, "SHARD_ROWS", 5)
+    monkeypatch.setattr(copies, "SHARD_ROWS", 5)
     assert run(tmp_path / "parts")["text"][:] == whole
 
 
@@ -376,7 +376,7 @@ def test_text_around_the_words_is_kept_exactly(tmp_path: Path) -> None:
 
 
 def test_there_are_no_duplicates_and_no_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augmentation, "SHARD_ROWS", 2)
+    monkeypatch.setattr(copies, "SHARD_ROWS", 2)
     texts = table("good film", "bad film", "good film", "good soup", "bad soup", "12")
     found = run(tmp_path, texts, copies=60, candidates=4)["text"][:]
     assert len(found) == len(set(found)) > 20
@@ -435,7 +435,7 @@ def die(module: Any, args: Any, *, at: int, passes: list[int]) -> None:
 def test_killed_at_any_shard_the_same_call_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(augmentation, "SHARD_ROWS", 5)
+    monkeypatch.setattr(copies, "SHARD_ROWS", 5)
     # Few words and candidates: later shards come out as earlier ones did, so they depend on what was made before.
     texts = table(*["good film", "bad film", "good soup", "bad soup"] * 3)
     options = {"copies": 20, "candidates": 4}
@@ -453,7 +453,7 @@ def test_killed_at_any_shard_the_same_call_goes_on_to_the_same_bytes(
 
 @pytest.mark.parametrize("lost", ["manifest.json", "shard-00002.arrow", "shard-00001.arrow", "shard-00000.json"])
 def test_lost_and_half_written_files_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
-    monkeypatch.setattr(augmentation, "SHARD_ROWS", 5)
+    monkeypatch.setattr(copies, "SHARD_ROWS", 5)
     first = run(tmp_path)["text"][:]
     folder = store_of(tmp_path)
     before = files(folder)

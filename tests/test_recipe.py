@@ -312,7 +312,10 @@ def test_a_stage_differs_from_the_recipe_only_where_it_says_so():
         ({"student.tokenzer": "t"}, "student: unknown key 'tokenzer'; did you mean 'tokenizer'?"),
         ({"assistant.layer": 3}, "assistant: unknown key 'layer'; did you mean 'layers'?"),
         ({"teacher.generel": "t"}, "teacher: unknown key 'generel'; did you mean 'general'?"),
-        ({"data.augmentation.copies": 2}, "data.augmentation.model: missing; give data.augmentation.model=..."),
+        (
+            {"data.augmentation.copies": 2},
+            "data.augmentation: nothing alters the texts; give model=MODEL, or some of mask",
+        ),
         ({"data.augmentation": {"model": "m", "probability": 0}}, "data.augmentation.probability: input should be gr"),
         ({"task.mask": 1}, "task.mask: input should be less than 1, not 1"),
         ({"training.layer_drop": 1}, "training.layer_drop: input should be less than 1, not 1"),

@@ -733,6 +733,12 @@ def test_data_and_augmentation_are_told():
         "up to 2 copies of each training text, each word replaced with chance 0.5 by one of the 15 likeliest of lm, "
         "or nearest by the teacher's input embeddings"
     )
+    tang = "{mask: 0.1, same_tag: 0.2, ngram: 0.25, copies: 3}"
+    made = SYSTEM.replace("{model: some/where/lm, copies: 2, probability: 0.5}", tang)
+    assert augmentation(recipe_of(made)) == (
+        "up to 3 copies of each training text, each word masked with chance 0.1 or swapped for one of its part of "
+        "speech with chance 0.2 and cut to a few words with chance 0.25"
+    )
     metrics = system()
     metrics["data"]["corpus"] = 120_000
     assert data(metrics).endswith("1,900 test; 120,000 lines of plain text.")
@@ -797,7 +803,7 @@ def test_page_and_card_of_a_language_model(tmp_path):
 
 
 def test_card_says_how_a_model_opens_that_transformers_does_not_know(tmp_path):
-    for kind, needed in (("mobilebert", False), ("ib-bert", True)):
+    for kind, needed in (("mobilebert", False), ("ib-bert", True), ("bilstm", True)):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         card = write_card(words(), WORDS, tmp_path).read_text("utf-8")
         assert ("\nimport limbeck.students" in card) == needed

@@ -40,6 +40,7 @@ LESS: dict[str, list[str]] = {
     "minilmv2": [SMALL, "stages.general.objectives.relations.heads=8"],
     "well-read": [SMALL],
     "soft-tree": ["student.shape.depth=3", "student.embeddings=true", "training.learning_rate=0.02"],
+    "bilstm": ["student.shape.hidden_size=8", "student.shape.classifier_size=16", "data.augmentation.copies=1"],
     "mobilebert": [
         *(f"student.shape.{name}" for name in ("num_hidden_layers=2", "hidden_size=32", "intra_bottleneck_size=16")),
         *(f"student.shape.{name}" for name in ("num_attention_heads=2", "embedding_size=16", "intermediate_size=32")),
@@ -190,7 +191,8 @@ def test_it_runs_is_interrupted_and_ends_in_the_same_student(
     assert (tmp_path / "parts" / "report.html").exists()
     assert (tmp_path / "parts" / name / "README.md").exists()
     assert not (tmp_path / "parts" / "stages").exists()
-    opens = "import limbeck.students" if system == "ib-bert" else "import sys; sys.modules['limbeck'] = None"
+    ours = system in ("ib-bert", "bilstm")
+    opens = "import limbeck.students" if ours else "import sys; sys.modules['limbeck'] = None"
     if system in CAUSAL:
         _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "parts" / name, output_loading_info=True)
         assert not info["missing_keys"]
@@ -203,7 +205,7 @@ def test_it_runs_is_interrupted_and_ends_in_the_same_student(
         "assert not info['missing_keys'] and not info['unexpected_keys'], info\n"
         "m(**T.from_pretrained(place)('a good soup', return_tensors='pt'))\n"
     )
-    if system in ("tinybert", "mobilebert", "ib-bert"):
+    if ours or system in ("tinybert", "mobilebert"):
         opened = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert opened.returncode == 0, opened.stderr
     else:  # the same in this process, which spares a start
@@ -244,6 +246,10 @@ def test_the_recipes_are_the_papers() -> None:
     assert stages["layerdrop"]["pretrain"].training["layer_drop"] == 0.5
     assert "layer_drop" not in stages["layerdrop"]["fine-tune"].training
     assert list(stages["well-read"]) == ["pretrain", "distill", "fine-tune"]
+    logits = stages["bilstm"]["distill"].objectives
+    assert (logits.names, logits.soft_targets.form) == (["soft_targets"], "mse")
+    made = load("bilstm", base).data.augmentation
+    assert (made.mask, made.same_tag, made.ngram, made.copies) == (0.1, 0.1, 0.25, 20)
     assert list(stages["figurative"]) == ["examples", "task"]
     assert stages["figurative"]["task"].objectives.names == ["soft_targets", "next_token"]
     assert stages["figurative-unsupervised"]["examples"].objectives.names == ["soft_targets", "contrastive"]

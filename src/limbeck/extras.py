@@ -14,6 +14,7 @@ EXTRAS = {
     "rules": ("llguidance", "jsonschema"),
     "vision": ("kornia",),
     "sklearn": ("skops",),
+    "tags": ("textblob",),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from limbeck.anatomy import outside_embeddings
 from limbeck.checkpoints import (
     Checkpoint,
     label_names,
@@ -180,7 +181,8 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task, compl
 
     Raises:
         InputError: a model that reads something else than the examples are; a teacher trained for another task; a
-            student larger than its teachers.
+            student larger than its teachers. Large tables of embeddings alone do not make it so: a row of them costs
+            nothing until its word is read.
     """
     for checkpoint in [*teachers, student]:
         if checkpoint.inputs != task.inputs:
@@ -197,7 +199,8 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task, compl
     if teachers and complete and student.model.config.model_type != SoftTreeConfig.model_type:
         ours = sum(p.numel() for p in student.model.parameters())
         theirs = sum(p.numel() for teacher in teachers for p in teacher.model.parameters())
-        if ours > theirs:
+        bodies = [outside_embeddings(each.model) for each in (student, *teachers)]
+        if ours > theirs and bodies[0] > sum(bodies[1:]):
             raise InputError(
                 f"the student has {ours:,} parameters, more than the teacher's {theirs:,}; "
                 "give fewer student.layers or a smaller student=MODEL"

@@ -25,6 +25,7 @@ from limbeck.checkpoints import (
 from limbeck.data import Splits
 from limbeck.data.augmentation import augment
 from limbeck.data.munge import made_up
+from limbeck.data.perturbation import mask_word, perturb
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, describe_tree, evaluate_language, evaluate_models
 from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
@@ -162,7 +163,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         label_rules, answer_rules = None, opening.answer_rules(recipe, splits, [*teachers, student])
     else:
         task, splits = examples.labelled(recipe, objects, teachers)
-        texts = examples.some_texts(splits.train)
+        texts = _texts_for(recipe, splits)
         student = build_student(
             recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts, splits.train
         )
@@ -173,6 +174,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     opening.check_fit(teachers, student, task, recipe.teacher is None or len(teachers) == len(recipe.teacher.models))
     for checkpoint in [*teachers, student]:
         check_tokenizer(checkpoint, examples.some_texts(splits.train))
+    mask_word(recipe.data.augmentation, [*teachers, student])
     student.model.config.update(task.config)
     assistant = None
     if recipe.assistant is not None:
@@ -198,6 +200,14 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     return Prepared(task, splits, teachers, student, general, assistant, plan, label_rules, answer_rules)
 
 
+def _texts_for(recipe: Recipe, splits: Splits) -> list[str]:
+    """The texts that building the student looks at: some, or all where their words are to be its vocabulary."""
+    if recipe.student.vectors is None:
+        return examples.some_texts(splits.train)
+    names = [name for name in ("text", "text_pair") if name in splits.transfer.column_names]
+    return [text for name in names for text in splits.transfer[name]]
+
+
 def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
     """Add altered copies of the texts, or made-up rows, to the transfer set, where the recipe asks for them."""
     made = recipe.data.synthetic
@@ -207,11 +217,15 @@ def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None
     wanted = recipe.data.augmentation
     if wanted is None:
         return
-    model = open_language_model(wanted.model, wanted.revision)
-    owner = opening.first(ready.teachers) or model
-    length = max_length(model.model, model.tokenizer, recipe.task.max_length)
-    root = knowledge_root(recipe)
-    rows = augment(ready.splits.train, ready.task, wanted, model, owner, root, recipe.seed, length)
+    texts, root = ready.splits.train, knowledge_root(recipe)
+    if wanted.model is None:
+        mask = mask_word(wanted, [*ready.teachers, ready.student])
+        rows = perturb(texts, ready.task, wanted, mask, root, recipe.seed)
+    else:
+        model = open_language_model(wanted.model, wanted.revision)
+        owner = opening.first(ready.teachers) or model
+        length = max_length(model.model, model.tokenizer, recipe.task.max_length)
+        rows = augment(texts, ready.task, wanted, model, owner, root, recipe.seed, length)
     ready.splits.transfer = data.add_unlabelled(ready.splits.transfer, rows, ready.task)
 
 

@@ -3,7 +3,7 @@
 from limbeck.anatomy.capture import Capture, WordsAt
 from limbeck.anatomy.layers import layer_list
 from limbeck.anatomy.parts import PARTS, language_head, language_head_path, parts_of
-from limbeck.anatomy.shape import Shape, shape_of
+from limbeck.anatomy.shape import Shape, outside_embeddings, shape_of
 from limbeck.anatomy.vocabulary import StatesAt, VocabularyHead, check_head
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "language_head",
     "language_head_path",
     "layer_list",
+    "outside_embeddings",
     "parts_of",
     "shape_of",
 ]

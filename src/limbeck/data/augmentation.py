@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
 from limbeck import hardware
 from limbeck.checkpoints import (
@@ -20,18 +18,17 @@ from limbeck.checkpoints import (
     weights_fingerprint,
 )
 from limbeck.data.candidates import Candidates, Slot
-from limbeck.data.text_shards import Row, TextShards
+from limbeck.data.copies import SHARD_ROWS, Alter, altered_copies, text_columns
+from limbeck.data.text_shards import Row
 from limbeck.data.word_vectors import from_embeddings, from_file, nearest_words
 from limbeck.data.words import read_words
 from limbeck.errors import InputError
-from limbeck.files import require_space, sha256
+from limbeck.files import sha256
 from limbeck.folder import table_fingerprint
-from limbeck.progress import say
 from limbeck.recipe import schema
 from limbeck.tasks import Task
 
 VERSION = 1
-SHARD_ROWS = 2048
 
 
 def augment(
@@ -52,8 +49,7 @@ def augment(
     draws follow from the seed and its number alone. Differs from the authors' code: the language model reads the masked
     text alone, stop words are replaced too, and copies are not tried again where they come out equal.
 
-    The texts lie in `root/augmented/KEY`. Killed at any moment, the same call goes on, and the finished files are byte
-    for byte those of an uninterrupted run. Of several processes the main one makes them; all return them.
+    The texts are kept; see `altered_copies`.
 
     Args:
         texts: columns `text` and for pairs `text_pair`; others are not read.
@@ -83,75 +79,30 @@ def augment(
                 "a model with one"
             )
     check_tokenizer(model, texts["text"][:200])
-    columns = ("text", "text_pair") if task.pair else ("text",)
-    texts = texts.select_columns(list(columns))
+    texts = text_columns(texts, task)
     length = min(length, max_length(model.model, model.tokenizer, None))
-    spec = _describe(texts, settings, model, vectors_of, seed, length)
-    features = Features({name: Value("string") for name in columns})
-    shards = TextShards(root / "augmented", spec, features, -(-len(texts) // SHARD_ROWS), "augmented texts")
-    group = hardware.processes()
-    made = False
-    if group.is_main_process and not shards.is_finished():
-        _make(texts, settings, model, vectors_of, shards, seed, length)
-        made = True
-    group.wait_for_everyone()
-    found = shards.load()
-    if not made:
-        say(f"augmentation: reused {len(found):,} altered texts from {shards.folder}; no model was asked")
-    return found
 
+    def prepare() -> Alter:
+        several = _words_of_several_pieces(texts, model, length)
+        path = settings.vectors and Path(settings.vectors).expanduser()
+        space = from_file(path, several) if path else from_embeddings(vectors_of, several)
+        candidates = Candidates(model, nearest_words(space, settings.candidates), settings.candidates, length)
 
-def _make(
-    texts: Dataset,
-    settings: schema.Augmentation,
-    model: Checkpoint,
-    vectors_of: Checkpoint,
-    shards: TextShards,
-    seed: int,
-    length: int,
-) -> None:
-    started = time.monotonic()
-    done = shards.done()
-    if done:
-        say(f"augmentation: {len(done)} of {shards.count} shards are there from an earlier run; going on")
-    size = sum(len(value.encode()) for name in shards.features for value in texts[name])
-    require_space(shards.folder, size * settings.copies, "augmentation")
-    several = _words_of_several_pieces(texts, model, length)
-    path = settings.vectors and Path(settings.vectors).expanduser()
-    space = from_file(path, several) if path else from_embeddings(vectors_of, several)
-    candidates = Candidates(model, nearest_words(space, settings.candidates), settings.candidates, length)
-    seen = {_digest(row) for row in _rows(texts)}
-    originals = len(seen)
-    for index in range(shards.count):
-        if index in done:
-            seen.update(_digest(row) for row in shards.read(index))
-            continue
-        start = index * SHARD_ROWS
-        rows = _rows(texts.select(range(start, min(start + SHARD_ROWS, len(texts)))))
-        title = f"Augmenting, part {index + 1} of {shards.count}"
-        slots = candidates.of([text for row in rows for text in row], title)
-        new = []
-        for number, row in enumerate(rows, start):
-            draw = np.random.default_rng([seed, number])
-            altered = [_alter(text, slots[text], settings.copies, settings.probability, draw) for text in row]
-            for copy in zip(*altered, strict=True):
-                digest = _digest(copy)
-                if digest not in seen:
-                    seen.add(digest)
-                    new.append(copy)
-        shards.write(index, new)
-    made = len(seen) - originals
-    if not made:
-        raise InputError(
-            f"none of the {len(texts):,} texts could be altered: no word has candidates, or data.augmentation.copies="
-            f"{settings.copies} with probability={settings.probability:g} drew none; raise these, or leave "
-            "data.augmentation out"
-        )
-    shards.finish()
-    say(
-        f"augmentation: {made:,} altered texts of {len(texts):,} made in {time.monotonic() - started:.1f} s; "
-        f"kept in {shards.folder}"
+        def alter(start: int, rows: list[Row], title: str) -> Iterator[Row]:
+            slots = candidates.of([text for row in rows for text in row], title)
+            for number, row in enumerate(rows, start):
+                draw = np.random.default_rng([seed, number])
+                altered = [_alter(text, slots[text], settings.copies, settings.probability, draw) for text in row]
+                yield from zip(*altered, strict=True)
+
+        return alter
+
+    how = (
+        f"no word has candidates, or data.augmentation.copies={settings.copies} with probability="
+        f"{settings.probability:g} drew none; raise these, or leave data.augmentation out"
     )
+    spec = _describe(texts, settings, model, vectors_of, seed, length)
+    return altered_copies(texts, root, spec, settings.copies, prepare, how)
 
 
 def _alter(text: str, slots: Sequence[Slot], copies: int, probability: float, draw: np.random.Generator) -> list[str]:
@@ -210,12 +161,3 @@ def _fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
         "weights": weights_fingerprint(checkpoint.model),
         "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
     }
-
-
-def _rows(texts: Dataset) -> list[Row]:
-    return list(zip(*(texts[name][:] for name in texts.column_names), strict=True))
-
-
-def _digest(row: Row) -> bytes:
-    """Stands for a row among those seen, which may be millions."""
-    return hashlib.blake2b(repr(row).encode(), digest_size=16).digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,14 +84,7 @@ def from_file(path: Path, words: Sequence[str]) -> WordVectors:
         proposed = number < FREQUENT and is_word(word)
         if not proposed and word not in wanted:
             continue
-        try:
-            vector = np.array(values, dtype=np.float32)
-        except ValueError:
-            vector = np.array([np.nan], dtype=np.float32)
-        if not np.isfinite(vector).all():
-            raise InputError(
-                f"the vector of '{word}' in {path} has something else than finite numbers; repair the file"
-            )
+        vector = _vector(word, values, path)
         if proposed:
             vocabulary.setdefault(word, vector)
         if word in wanted:
@@ -106,6 +99,36 @@ def from_file(path: Path, words: Sequence[str]) -> WordVectors:
     vectors = torch.from_numpy(np.stack(list(vocabulary.values())))
     queries = torch.from_numpy(np.stack([own[word.lower()] for word in known])) if known else vectors[:0]
     return WordVectors(known, queries, list(vocabulary), vectors)
+
+
+def table_of(path: Path, wanted: Collection[str], frequent: int, spell: Callable[[str], str]) -> dict[str, np.ndarray]:
+    """The vectors, float32 [d], of these words and of a file's first `frequent`, in the file's order.
+
+    Args:
+        path: a text file in GloVe's format, `.gz` or not.
+        wanted: words as `spell` writes them.
+        frequent: lines of which every word is taken.
+        spell: how a word of the file is written; of those that are then the same the first counts.
+
+    Raises:
+        InputError: not readable, or rows of unequal width.
+    """
+    found: dict[str, np.ndarray] = {}
+    for number, (word, values) in enumerate(_lines(path)):
+        word = spell(word)
+        if word not in found and (number < frequent or word in wanted):
+            found[word] = _vector(word, values, path)
+    return found
+
+
+def _vector(word: str, values: list[str], path: Path) -> np.ndarray:
+    try:
+        vector = np.array(values, dtype=np.float32)
+    except ValueError:
+        vector = np.array([np.nan], dtype=np.float32)
+    if not np.isfinite(vector).all():
+        raise InputError(f"the vector of '{word}' in {path} has something else than finite numbers; repair the file")
+    return vector
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -130,8 +131,13 @@ def _example(checkpoint: Checkpoint, pair: bool) -> tuple[dict[str, torch.Tensor
 def _quantise(source: Path, target: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
     model = onnx.load(source)
+    if any(node.op_type == "LSTM" for node in model.graph.node):
+        # Its weights in ONNX's order; they are quantised only where they stand in the file as they are used.
+        fold_constants(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
+        remove_unused_nodes(model)
     del model.graph.value_info[:]  # the exporter's shapes contradict ONNX's own inference, which stops at that
     prepared = source.with_name("prepared.onnx")
     onnx.save(model, prepared)

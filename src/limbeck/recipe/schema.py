@@ -12,6 +12,7 @@ from limbeck.recipe.teacher import Teacher, Words
 from limbeck.recipe.terms import Objectives
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class About(Section):
@@ -65,22 +66,57 @@ class Source(Section):
 
 
 class Augmentation(Section):
-    """Copies of the training texts with words replaced (Jiao et al. 2020, section 3.2, algorithm 1)."""
+    """Altered copies of the training texts, for the teacher to label, in one of two ways.
+
+    With `model` words are replaced by those that a language model proposes (Jiao et al. 2020, section 3.2, algorithm
+    1). Without, words are masked or swapped for others of their part of speech, and texts are cut to a few words (Tang
+    et al. 2019, section 3).
+    """
 
     shorthand: ClassVar[str | None] = "model"
-    model: str
+    model: str | None = None
     """The masked language model that proposes words in the place of single-piece ones: a folder or a hub name."""
     copies: Count = 20
     """Altered copies of each text; equal ones are dropped."""
     probability: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """The chance of each word to be replaced."""
+    """With `model`: the chance of each word to be replaced."""
     candidates: Count = 15
-    """The words to draw from, likeliest or nearest first."""
+    """With `model`: the words to draw from, likeliest or nearest first."""
     vectors: str | None = None
-    """Word vectors, a text file in GloVe's format, for words of several pieces. The teacher's input embeddings when
-    not given."""
+    """With `model`: word vectors, a text file in GloVe's format, for words of several pieces. The teacher's input
+    embeddings when not given."""
     revision: str | None = None
     """The hub model's commit, tag or branch."""
+    mask: Share = 0.0
+    """The chance of each word to become the mask token, which teacher and student must share; 0.1 in the paper."""
+    same_tag: Share = 0.0
+    """The chance of each word to become another of its part of speech, as the training texts use them; 0.1 in the
+    paper. English; needs `limbeck[tags]`."""
+    ngram: Share = 0.0
+    """The chance of each copy to be cut to 1 to 5 words in a row; 0.25 in the paper."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Augmentation:
+        alters = [name for name in ("mask", "same_tag", "ngram") if getattr(self, name)]
+        if self.model is not None and alters:
+            raise ValueError(
+                f"model and {alters[0]} are two ways of altering texts; keep one (model=null or {alters[0]}=0 drops it)"
+            )
+        if self.model is not None:
+            return self
+        for name in ("probability", "candidates", "vectors", "revision"):
+            if alters and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is about the words of a language model, and {alters[0]} is given in place of one; drop it"
+                )
+        if not alters:
+            raise ValueError("nothing alters the texts; give model=MODEL, or some of mask, same_tag and ngram")
+        if self.mask + self.same_tag > 1:
+            raise ValueError(
+                f"mask {self.mask:g} and same_tag {self.same_tag:g} are chances of the same word and come to more than "
+                "1; lower one of them"
+            )
+        return self
 
 
 class Synthetic(Section):
@@ -212,6 +248,8 @@ class Student(Section):
     """Start a fresh shape with the teacher's embeddings; their sizes must agree."""
     tokenizer: str | None = None
     """Whose tokenizer a fresh shape reads with; the teacher's when not given."""
+    vectors: str | None = None
+    """Word vectors that a bilstm starts with, a text file in GloVe's format; its tokens are then words."""
     revision: str | None = None
     """The hub model's commit, tag or branch."""
     trust_remote_code: bool = False
@@ -223,6 +261,13 @@ class Student(Section):
             given = [name for name in ("layers", "width", "model") if getattr(self, name) is not None]
             if given:
                 raise ValueError(f"{given[0]} and shape exclude each other; keep one ({given[0]}=null drops it)")
+        if self.vectors is not None:
+            if (self.shape or {}).get("model_type") != "bilstm":
+                raise ValueError("vectors are what a bilstm starts with; give shape.model_type=bilstm or drop them")
+            if self.embeddings:
+                raise ValueError("embeddings and vectors exclude each other; keep one (embeddings=false drops it)")
+            if self.tokenizer is not None:
+                raise ValueError("tokenizer and vectors exclude each other; keep one (tokenizer=null drops it)")
         return self
 
 

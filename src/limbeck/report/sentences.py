@@ -213,6 +213,8 @@ def _fresh(origin: dict[str, Any]) -> str:
         parts.append(f"the tokenizer of {short(str(origin['tokenizer']))}")
     if origin.get("embeddings"):
         parts.append("the teacher's embeddings")
+    if origin.get("vectors"):
+        parts.append(f"the word vectors {short(str(origin['vectors']))}")
     return "; ".join(parts)
 
 
@@ -334,6 +336,12 @@ def augmentation(recipe: Recipe) -> str | None:
     made = recipe.data.augmentation
     if made is None:
         return None
+    if made.model is None:
+        ways = {"masked": made.mask, "swapped for one of its part of speech": made.same_tag}
+        words = " or ".join(f"{way} with chance {chance:g}" for way, chance in ways.items() if chance)
+        cut = f"cut to a few words with chance {made.ngram:g}" if made.ngram else ""
+        told = " and ".join(part for part in (f"each word {words}" if words else "", cut) if part)
+        return f"up to {made.copies} copies of each training text, {told}"
     vectors = f"the word vectors {short(made.vectors)}" if made.vectors else "the teacher's input embeddings"
     return (
         f"up to {made.copies} copies of each training text, each word replaced with chance {made.probability:g} by one "

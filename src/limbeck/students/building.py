@@ -40,7 +40,7 @@ def build_student(
         seed: fixes what is initialised at random.
         general: the language model that teaches first; a fresh shape's embeddings are taken from it.
         texts: text like that to be trained on, by which the units of a narrower student are chosen; without any they
-            are the first.
+            are the first. Of `student.vectors` all of it: its words are the vocabulary.
         examples: to learn from; a fresh shape that reads images or features is made to read these.
 
     Raises:
@@ -51,7 +51,7 @@ def build_student(
     if student.shape is not None and examples is not None and task.inputs != "text":
         return _record(*fresh_other(student, teacher, task, examples))
     if student.shape is not None:
-        return _record(*fresh_student(student, teacher, task, general or teacher))
+        return _record(*fresh_student(student, teacher, task, general or teacher, texts or ()))
     if given is not None:
         if task.kind not in ("masked-lm", "causal-lm") and given.model.config.num_labels != task.outputs:
             raise InputError(

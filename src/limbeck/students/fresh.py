@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from limbeck.checkpoints import Checkpoint, place, quiet
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Student
 from limbeck.recipe.sections import nearest
+from limbeck.students.bilstm import BiLSTMConfig
 from limbeck.students.ib_bert import IBBertConfig
 from limbeck.students.layers import keep_settings
 from limbeck.students.soft_tree import SoftTreeConfig, SoftTreeForSequenceClassification
+from limbeck.students.word_level import reading
 from limbeck.tasks import Task
 
 # `embeddings`, ELECTRA's `embeddings_project` and Llama's `embed_tokens`; GPT-2's; ALBERT's projection.
@@ -38,15 +41,20 @@ _EMBEDDINGS = ("embed", "wte.", "wpe.", "encoder.embedding_hidden_mapping_in.")
 
 
 def fresh_student(
-    student: Student, teacher: Checkpoint | None, task: Task, owner: Checkpoint | None
+    student: Student,
+    teacher: Checkpoint | None,
+    task: Task,
+    owner: Checkpoint | None,
+    texts: Sequence[str] = (),
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """A model of the recipe's `student.shape`, and the record of how it was made.
 
     Args:
-        student: `shape`, with `embeddings` and `tokenizer` where given.
+        student: `shape`, with `embeddings`, `tokenizer` and `vectors` where given.
         teacher: lends its configuration, or to another architecture what follows from its tokenizer and length.
         task: sets the head.
         owner: the model whose embeddings `student.embeddings` takes.
+        texts: those whose words `student.vectors` are looked up for.
 
     Raises:
         InputError: unknown names, impossible sizes, nothing that says what architecture or vocabulary it should have.
@@ -55,11 +63,16 @@ def fresh_student(
     kind = shape.pop("model_type", None)
     own = _open_tokenizer(student) if student.tokenizer else None
     tokenizer = own or (teacher.tokenizer if teacher else None)
-    if tokenizer is None or (teacher is None and kind is None):
+    if (tokenizer is None and student.vectors is None) or (teacher is None and kind is None):
         missing = "student.shape.model_type=ARCHITECTURE" if kind is None else "student.tokenizer=FOLDER"
         raise InputError(
             f"without a teacher a fresh shape needs student.shape.model_type and student.tokenizer; add {missing}"
         )
+    vectors = None
+    if kind == BiLSTMConfig.model_type:
+        own, vectors = reading(student, tokenizer, owner, texts)
+        shape, tokenizer = _with_vectors(shape, vectors, task), own
+    assert tokenizer is not None
     if kind is not None:
         config = _other_architecture(kind, shape, own, teacher, task)
     else:
@@ -68,13 +81,35 @@ def fresh_student(
     as_teachers = kind is not None and teacher is not None and "max_position_embeddings" not in shape
     model = _random_model(config, task, as_teachers)
     origin: dict[str, Any] = {"from": "random weights", "shape": student.shape}
-    if own is not None:
-        origin["tokenizer"] = student.tokenizer
-    if student.embeddings:
+    for name in ("tokenizer", "vectors"):
+        if getattr(student, name) is not None:
+            origin[name] = getattr(student, name)
+    if vectors is not None:
+        model.set_vectors(vectors)
+        origin |= {"embeddings": ["embeddings.weight"]} if student.embeddings else {}
+    elif student.embeddings:
         origin["embeddings"] = _take_embeddings(model, tokenizer, owner)
     elif isinstance(model, SoftTreeForSequenceClassification):
         raise InputError("a soft-tree reads the teacher's embeddings and trains none; give student.embeddings=true")
     return Checkpoint(model, tokenizer_for(model, tokenizer), "student"), origin
+
+
+def _with_vectors(shape: dict[str, Any], vectors: torch.Tensor | None, task: Task) -> dict[str, Any]:
+    """A BiLSTM's shape with what follows from its vectors, float [V, d], if any are given, and from the task."""
+    if vectors is None:
+        if shape.get("channels", 1) != 1:
+            raise InputError(
+                f"student.shape.channels is {shape['channels']}, a copy that stays of vectors that are given, and "
+                "these are random; give student.embeddings=true or student.vectors=FILE, or leave channels out"
+            )
+        return {"channels": 1, **shape, "pair": task.pair}
+    width = shape.get("embedding_size", vectors.shape[1])
+    if width != vectors.shape[1]:
+        raise InputError(
+            f"student.shape.embedding_size is {width}, and the vectors that are given have {vectors.shape[1]} numbers; "
+            "leave embedding_size out"
+        )
+    return {**shape, "embedding_size": width, "pair": task.pair}
 
 
 def tokenizer_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -115,6 +150,8 @@ def _other_architecture(
     _, names, does = _kinds(task)
     known = [*names, *([] if task.kind == "causal-lm" else [IBBertConfig.model_type])]
     known += [SoftTreeConfig.model_type] if task.kind == "classification" else []
+    if task.kind not in ("causal-lm", "masked-lm"):
+        known.append(BiLSTMConfig.model_type)
     if kind not in known:
         raise InputError(f"student.shape: no architecture '{kind}' that {does}; {nearest(str(kind), known)}")
     default = AutoConfig.for_model(kind)

@@ -30,6 +30,7 @@ from limbeck.errors import InputError
 from limbeck.objectives import Shapes, Term, build_terms
 from limbeck.progress import say
 from limbeck.recipe.schema import Recipe, Stage, Training
+from limbeck.recipe.served_checks import OUTPUTS
 from limbeck.rules.answers import AnswerRules
 from limbeck.signals import SignalSource, Wanted
 from limbeck.students.language_model import language_model
@@ -158,6 +159,7 @@ def plan_stages(
         if phase.stage.keep is not None:
             shape = replace(shape, layers=len(kept_layers(phase.stage, shape.layers)))
         teacher = general if phase.stage.on_text else next(iter(teachers), None)
+        _check_attends(phase, recipe, student, *([teacher] if teacher else []))
         terms = terms_of(phase, task, shape, teacher.model if teacher else None)
         mine, its = wanted_of(terms)
         _check_kinds(phase, recipe, task, student, mine)
@@ -210,6 +212,19 @@ def _check_outputs_alone(phase: Phase, recipe: Recipe, its: Wanted) -> None:
         raise InputError(
             f"stage '{stage}' changes the images at random (training.images), and '{name}' would have to be asked "
             "about each change; leave training.images out, or use a teacher opened here"
+        )
+
+
+def _check_attends(phase: Phase, recipe: Recipe, *models: Checkpoint) -> None:
+    """Refuse what is about layers that attend, of a network without such."""
+    stage, training = phase.stage, recipe.training_of(phase.stage)
+    asked = [name for name in stage.objectives.names if name not in OUTPUTS]
+    asked += [name for name, given in (("keep", stage.keep), ("layer_drop", training.layer_drop)) if given]
+    without = [each.model.config.model_type for each in models if not shape_of(each.model).heads]
+    if asked and without:
+        raise InputError(
+            f"stage '{stage.name}' has {asked[0]}, which is about layers that attend, and a {without[0]} has none; "
+            "use soft_targets and hard_labels alone, or a model of another architecture"
         )
 
 

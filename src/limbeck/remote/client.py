@@ -7,7 +7,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,7 +119,9 @@ class Client:
         if reason is not None:
             raise InputError(f"no connection to teacher.server={self.address} ({reason}); is it running?")
 
-    def run(self, draw: Callable[[], A | None], job: Callable[[A], Awaitable[T]], at_once: int) -> Iterator[list[T]]:
+    def run(
+        self, draw: Callable[[], A | None], job: Callable[[A], Awaitable[T]], at_once: int
+    ) -> Generator[list[T], None, None]:
         """Do jobs, some at a time, and give their results out as they come.
 
         Where one fails for good, no more are begun; those under way are still waited for and given out. It ends early

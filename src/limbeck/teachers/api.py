@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +147,14 @@ class ApiTeacher:
                 async def job(name: str) -> Entry:
                     return await self._one(name, examples[name])
 
-                for entries in self.client.run(first.draw, job, self.client.rate.at_once):
-                    self.book.add(journal, entries)
-                    for entry in entries:
-                        first.under_way -= 1
-                        if not self.book.settled(entry.text, self.questions.tries):
-                            queue.append(entry.text)
-                        else:
-                            progress.advance(bar)
-                    progress.update(bar, spent=spent.told())
-                    self._refuse_hopeless(examples)
+                with closing(self.client.run(first.draw, job, self.client.rate.at_once)) as answers:
+                    for entries in answers:
+                        self.book.add(journal, entries)
+                        first.under_way -= len(entries)
+                        again = [e.text for e in entries if not self.book.settled(e.text, self.questions.tries)]
+                        queue.extend(again)
+                        progress.update(bar, advance=len(entries) - len(again), spent=spent.told())
+                        self._refuse_hopeless(examples)
         settled = sum(self.book.settled(name, self.questions.tries) for name in examples)
         if settled < total:
             raise LimbeckError(

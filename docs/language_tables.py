@@ -157,7 +157,8 @@ def api_calls(found: dict[str, Any]) -> str:
     whole = found["whole"]
     note = (
         f"A local server that allows {whole['rate']:g} requests per second, of which "
-        f"{sum(found['chance'].values()):.1%} meet 429 with or without Retry-After, 500, 503, an answer too late, cut off, torn, or none of the labels. "
+        f"{sum(found['chance'].values()):.1%} meet 429 with "
+        f"or without Retry-After, 500, 503, an answer too late, cut off, torn, or none of the labels. "
         f"*Fastest* is all texts at its rate; one run took {100 * whole['over the fastest']:.1f} % longer. "
     )
     return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/api_calls.py`."

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_csv
+from conftest import make_images, write_csv
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as Pillow
 from transformers import (
@@ -46,64 +46,6 @@ QUICK = [
     "export=[]",
 ]
 CNN = "student.shape={model_type: small-cnn, channels: [4], kernel_size: 3, hidden_sizes: [8]}"
-
-
-def make_images(count: int = 96, side: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Grey images whose left (0) or right (1) half is brighter."""
-    draw = np.random.default_rng(seed)
-    labels = draw.integers(0, 2, count)
-    images = draw.integers(0, 120, (count, side, side))
-    for image, label in zip(images, labels, strict=True):
-        image[:, label * side // 2 : (label + 1) * side // 2] += 110
-    return images.astype(np.uint8), labels
-
-
-@pytest.fixture(scope="module")
-def images_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images and labels as arrays."""
-    path = tmp_path_factory.mktemp("images") / "halves.npz"
-    images, labels = make_images()
-    np.savez(path, x=images, y=labels)
-    return path
-
-
-@pytest.fixture(scope="module")
-def images_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same kind of images as coloured files in folders by class, of several sizes."""
-    root = tmp_path_factory.mktemp("folders")
-    images, labels = make_images(60, seed=1)
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        place = root / ("left", "right")[label]
-        place.mkdir(exist_ok=True)
-        Pillow.fromarray(image).convert("RGB").resize((8 + number % 3, 8)).save(place / f"{number}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def table_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Numbers and a name, of which the label follows."""
-    draw = np.random.default_rng(0)
-    rows = []
-    for _ in range(120):
-        size, colour = draw.normal(50, 10), ("red", "green", "blue")[draw.integers(3)]
-        label = "big" if size + 15 * (colour == "red") > 55 else "small"
-        rows.append({"size": f"{size:.2f}", "weight": f"{draw.normal():.3f}", "colour": colour, "label": label})
-    return write_csv(tmp_path_factory.mktemp("table") / "things.csv", rows)
-
-
-@pytest.fixture(scope="module")
-def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny image transformer for images of 8 x 8 pixels in colour, as transformers saves it."""
-    torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        id2label={0: "left", 1: "right"}, label2id={"left": 0, "right": 1},
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("vit") / "teacher"
-    ViTForImageClassification(config).save_pretrained(folder)
-    size = {"height": 8, "width": 8}
-    ViTImageProcessorPil(size=size, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
-    return folder
 
 
 # --- through the command line -------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from limbeck.objectives import Balance, PathCrossEntropy
 from limbeck.recipe import load, terms
 from limbeck.recipe.schema import Student
 from limbeck.report.trees import draw_path, draw_tree
+from limbeck.run import run
 from limbeck.signals import Signals
 from limbeck.students import build_student
 from limbeck.students.soft_tree import (
@@ -286,8 +287,6 @@ def test_labels_alone_teach_a_tree_without_a_teacher() -> None:
 
 
 def test_a_student_that_is_no_tree_is_refused(tiny_recipe: Any) -> None:
-    from limbeck.run import run
-
     with pytest.raises(InputError, match="learns a soft tree, and the student is a bert"):
         run(tiny_recipe("soft-tree", **{"student": {"layers": 1}}))
 
@@ -609,3 +608,19 @@ def test_nothing_is_told_of_a_student_that_is_no_tree() -> None:
     checkpoint = Checkpoint(make_model(), make_tokenizer(), "bert")
     texts = Dataset.from_dict({"text": ["good soup"], "label": [1]})
     assert describe_tree(checkpoint, HuggingFaceModel(checkpoint, TWO, 32), texts, TWO) is None
+
+
+def test_a_run_tells_of_its_tree_and_the_baseline_learns_it_by_the_same_loss(tiny_recipe: Any, tmp_path: Path) -> None:
+    shape = {"student.shape.depth": 2, "student.embeddings": True}
+    done = run(tiny_recipe("soft-tree", baseline=True, **shape))
+    tree = done.metrics["student"]["tree"]
+    assert (tree["depth"], tree["inputs"], len(tree["nodes"]), len(tree["ends"])) == (2, "text", 3, 4)
+    for name in ("student", "baseline"):
+        (logs,) = done.metrics["training"][name]["history"].values()
+        losses = [log for log in logs if "loss" in log]
+        assert losses[-1]["path_cross_entropy"] < losses[0]["path_cross_entropy"]
+        assert all(log["balance"] > math.log(2) for log in losses)
+    page = done.report.read_text("utf-8")
+    assert "How the student decides" in page
+    assert "The upper 2 of 2 levels." in page
+    assert "path cross entropy (targets teacher" in page

@@ -14,7 +14,13 @@ import pytest
 import torch
 from conftest import FILLER, GOOD, LABELS, make_causal, make_chat_tokenizer, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 
 from limbeck.recipe import load, packaged
 from limbeck.students.ib_bert import IBBertConfig
@@ -33,6 +39,7 @@ QUICK = [
 SMALL = "student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"
 TEXT_ALONE = ("pretrain", "ib-bert", "distilbert-pretrain")
 CAUSAL = ("word-kd", "gkd", "minillm", "seqkd", "figurative", "figurative-unsupervised")
+OTHER_INPUTS = ("deit", "bucila")
 NO_TEACHER = ("fine-tune", "pretrain", "ib-bert")
 LESS: dict[str, list[str]] = {
     "tinybert": [SMALL, *(f"stages.{name}.training.epochs=2" for name in ("general", "intermediate", "prediction"))],
@@ -41,6 +48,16 @@ LESS: dict[str, list[str]] = {
     "well-read": [SMALL],
     "soft-tree": ["student.shape.depth=3", "student.embeddings=true", "training.learning_rate=0.02"],
     "bilstm": ["student.shape.hidden_size=8", "student.shape.classifier_size=16", "data.augmentation.copies=1"],
+    "deit": [
+        *(f"student.shape.{name}" for name in ("num_hidden_layers=1", "hidden_size=8", "intermediate_size=16")),
+        *(f"student.shape.{name}" for name in ("num_attention_heads=2", "patch_size=4")),
+        "data.test=0.3",
+    ],
+    "bucila": [
+        "student.shape.hidden_sizes=[4]",
+        "data.features=[size, weight, colour]",
+        "data.synthetic.copies=2",
+    ],
     "mobilebert": [
         *(f"student.shape.{name}" for name in ("num_hidden_layers=2", "hidden_size=32", "intra_bottleneck_size=16")),
         *(f"student.shape.{name}" for name in ("num_attention_heads=2", "embedding_size=16", "intermediate_size=32")),
@@ -108,6 +125,10 @@ def words_for(
     causal_dir: Path,
     chat_jsonl: Path,
     prompts_jsonl: Path,
+    images_folder: Path,
+    image_teacher: Path,
+    table_csv: Path,
+    table_teacher: Path,
 ) -> Callable[[str, Path], list[str]]:
     """The command line that runs a system on tiny models."""
 
@@ -120,6 +141,10 @@ def words_for(
             if system in ("seqkd", "figurative", "figurative-unsupervised"):  # a random teacher never ends an answer
                 kind += ["data.generation.max_new_tokens=6", "data.generation.cut=keep"]
             return ["distill", system, f"output={output}", *QUICK, *kind, *LESS.get(system, [])]
+        if system in OTHER_INPUTS:
+            inputs, teacher = {"deit": (images_folder, image_teacher), "bucila": (table_csv, table_teacher)}[system]
+            line = ["distill", system, f"output={output}", *QUICK, f"data={inputs}", f"teacher={teacher}"]
+            return [*line, *LESS[system]]
         line = ["train" if system in NO_TEACHER else "distill", system, f"output={output}", *QUICK]
         line += [f"data={corpus_txt if system in TEXT_ALONE else reviews_csv}", *LESS.get(system, [])]
         if system == "mobilebert":
@@ -195,6 +220,11 @@ def test_it_runs_is_interrupted_and_ends_in_the_same_student(
     opens = "import limbeck.students" if ours else "import sys; sys.modules['limbeck'] = None"
     if system in CAUSAL:
         _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "parts" / name, output_loading_info=True)
+        assert not info["missing_keys"]
+        return
+    if system in OTHER_INPUTS:
+        auto = AutoModelForImageClassification if system == "deit" else AutoModel
+        _, info = auto.from_pretrained(tmp_path / "parts" / name, output_loading_info=True)
         assert not info["missing_keys"]
         return
     kind = "MaskedLM" if system in TEXT_ALONE else "SequenceClassification"

@@ -190,12 +190,15 @@ class _Words(_Named):
         special = self.reader.all_special_ids
         common = np.setdiff1d(np.flatnonzero(seen.words >= max(COMMON * seen.examples, 1)), special)
         middle = np.average(self.table, axis=0, weights=seen.words)
-        names = self.reader.convert_ids_to_tokens(common.tolist())
-        super().__init__(weights, weights @ (self.table[common] - middle).T, names)
+        super().__init__(weights, weights @ (self.table[common] - middle).T, self.pieces(common.tolist()))
 
     def spoke(self, node: int, one: _Seen) -> dict[str, Any]:
         ids = [int(i) for i in one.last[0][one.mask[0] > 0] if i not in self.reader.all_special_ids]
-        return _strongest(self.reader.convert_ids_to_tokens(ids), self.table[ids] @ self.weights[node])
+        return _strongest(self.pieces(ids), self.table[ids] @ self.weights[node])
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Tokens without the sign that some tokenizers put where a word starts."""
+        return [str(token).lstrip("\u2581\u0120") for token in self.reader.convert_ids_to_tokens(ids)]
 
 
 def _gates_of(student: Checkpoint, seen: _Seen) -> _Gates:

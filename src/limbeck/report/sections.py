@@ -207,10 +207,12 @@ def tree(metrics: Metrics) -> dict[str, Any] | None:
     path, ends = found["path"], len(found["ends"])
     below = 2 ** found["depth"] // ends
     what = {
-        "image": "a gate's filter: an image bright in the blue pixels goes right, in the orange ones left",
-        "features": "the features that weigh most at a gate: what has more of the blue ones goes right, of the orange "
-        "ones left",
-        "text": "the words that weigh most at a gate: those in blue speak for the right, those in orange for the left",
+        "image": "Each square is a gate's filter: an image bright in the blue pixels goes right, in the orange ones "
+        "left.",
+        "features": "Beside each gate are the features that weigh most: more of a blue one speaks for the right, of an "
+        "orange one for the left.",
+        "text": "Beside each gate are the words that weigh most: blue ones speak for the right, orange ones for the "
+        "left.",
     }[found["inputs"]]
     leaves = f"the {below} leaves below it, by how many examples end in each" if below > 1 else "its leaf"
     right = path["predicted"] == path["label"]
@@ -218,7 +220,7 @@ def tree(metrics: Metrics) -> dict[str, Any] | None:
     return {
         "tree": trees.draw_tree(found),
         "path": trees.draw_path(found),
-        "tree_note": f"The upper {ends.bit_length() - 1} of {found['depth']} levels. Shown is {what}. The wider a "
+        "tree_note": f"The upper {ends.bit_length() - 1} of {found['depth']} levels. {what} The wider a "
         f"line, the more of the test examples take it. Below each branch: what {leaves} says, and the share of the "
         "examples that come there.",
         "path_note": f"The first test example on its likeliest path. The student says {path['predicted']}{label}.",

@@ -29,7 +29,7 @@ def draw_tree(tree: Tree) -> Markup:
     levels = len(ends).bit_length() - 1
     image = tree["inputs"] == "image"
     column = WIDTH / len(ends)
-    size = min(column * 0.84, 54) if image else 20
+    size = min(column * 0.84, 54) if image else 3 * _LINE + 2
     step = 104 if image else 100
     bottom = 74
     height = bottom + levels * step + 18
@@ -146,12 +146,12 @@ def _picture(axes: Axes, pixels: np.ndarray, x: float, y: float, size: float) ->
 
 def _bars(axes: Axes, classes: list[list[Any]], x: float, top: float, width: float, height: float) -> None:
     """A distribution over classes: a bar each, and the name of the greatest."""
-    step = width / len(classes)
+    step = min(width / len(classes), 18)
     base = top - height
     best = _likeliest(classes)
     for place, (name, share) in enumerate(classes):
         colour = COLOURS["ink"] if name == best[0] else COLOURS["muted"]
-        left = x - width / 2 + place * step
+        left = x + (place - len(classes) / 2 + 0.1) * step
         axes.bar(left, height * share, 0.8 * step, base, align="edge", color=colour, linewidth=0)
     axes.plot([x - width / 2, x + width / 2], [base, base], color=COLOURS["line"], linewidth=0.8)
     axes.text(x, base - 4, _cut(str(best[0]), width), fontsize=9, ha="center", va="top")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice
 from operator import or_
 from typing import Any
@@ -219,6 +219,19 @@ class DistillationTrainer(Trainer):
                     totals[number] = total
                 loss = loss + some
         return torch.stack(totals) / counts, loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a checkpoint's weights under the names that the model has for them.
+
+        The Trainer loads them by these and skips what it does not find; `save_pretrained` by itself writes those that
+        an architecture was published with, which are others for DeiT and ViT: their layers would start afresh.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
 
     def prediction_step(
         self,

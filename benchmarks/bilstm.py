@@ -20,6 +20,7 @@ from typing import Any
 
 from intervals import interval
 
+import limbeck.students  # noqa: F401  (makes transformers open BiLSTMs)
 from limbeck import hardware
 from limbeck.anatomy import outside_embeddings
 from limbeck.checkpoints import open_classifier

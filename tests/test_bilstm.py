@@ -155,6 +155,18 @@ def test_a_text_without_tokens_is_zeros() -> None:
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_the_lstm_computes_in_float32_on_a_cpu_whatever_the_rest_does() -> None:
+    model = bilstm(pair=True)
+    rows = batch(([5, 9, 11], [40, 41]), ([6], [7, 8]))
+    seen = []
+    model.lstm.register_forward_hook(lambda module, inputs, output: seen.append(output[1][0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**rows).logits
+    assert (seen, logits.dtype) == ([torch.float32], torch.bfloat16)
+    torch.testing.assert_close(logits.float(), model(**rows).logits, atol=0.01, rtol=0.05)
+
+
 def test_the_papers_student_has_its_size() -> None:
     with torch.device("meta"):
         model = BiLSTMForSequenceClassification(BiLSTMConfig())

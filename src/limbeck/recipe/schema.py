@@ -68,9 +68,9 @@ class Source(Section):
 class Augmentation(Section):
     """Altered copies of the training texts, for the teacher to label, in one of two ways.
 
-    With `model` words are replaced by those that a language model proposes (Jiao et al. 2020, section 3.2, algorithm
-    1). Without, words are masked or swapped for others of their part of speech, and texts are cut to a few words (Tang
-    et al. 2019, section 3).
+    With `model`, words are replaced by those that a language model proposes (Jiao et al. 2020, section 3.2). Without,
+    words are masked or swapped for others of their part of speech, and texts are cut to a few words (Tang et al. 2019,
+    section 3).
     """
 
     shorthand: ClassVar[str | None] = "model"

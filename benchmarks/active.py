@@ -31,7 +31,10 @@ def run(choose: str, budget: int, seed: int, options: argparse.Namespace) -> dic
         data = options.data / "sst2"
         queries = f"{{budget: {budget}, choose: {choose}, rounds: {options.rounds}}}"
         words = [
-            *(f"data.{name}={data / file}.tsv" for name, file in zip(("train", "validation", "test"), options.splits)),
+            *(
+                f"data.{name}={data / file}.tsv"
+                for name, file in zip(("train", "validation", "test"), options.splits, strict=True)
+            ),
             f"teacher={{model: {options.teacher}, queries: {queries}}}",
             f"student={{model: {options.student}, layers: {options.layers}}}",
             "stages.distill.objectives.hard_labels=null",

@@ -9,7 +9,7 @@ of its work, and the same call goes on.
 
 Every text must be labelled as the server would, exactly one useful answer be charged for each, and nothing be asked
 again by another call. The wall time of a run without kills is compared with the fastest possible: so many texts at the
-server's rate. Writes benchmarks/results/api_calls.json; exit 1 where something does not hold.
+server's rate, as if no request failed. Writes benchmarks/results/api_calls.json; exit 1 where something does not hold.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from limbeck.teachers import ApiTeacher, ask_servers
 
 LABELS = ("negative", "positive", "mixed")
 CHANCE = {
-    "429": 0.005,
-    "429:1": 0.005,
-    "500": 0.005,
-    "503": 0.005,
+    "429": 0.003,
+    "429:1": 0.003,
+    "500": 0.003,
+    "503": 0.003,
     "slow": 0.002,
-    "cut": 0.005,
-    "torn": 0.004,
-    "wrong": 0.005,
+    "cut": 0.003,
+    "torn": 0.003,
+    "wrong": 0.003,
 }
 """Failures by their share of all requests."""
 TIMEOUT, SLOW = 2.0, 4.0
@@ -103,7 +103,7 @@ def measure(calls: int, rate: float, kills: int, chance: dict[str, float], scrat
     try:
         started = time.monotonic()
         for turn in range(kills):
-            child = multiprocessing.get_context("fork").Process(target=ask, args=(server.port, calls, rate, scratch))
+            child = multiprocessing.get_context("spawn").Process(target=ask, args=(server.port, calls, rate, scratch))
             child.start()
             goal = calls * (turn + 1) / (kills + 1)
             while server.stats["charged"] < goal and child.is_alive():
@@ -139,6 +139,7 @@ def measure(calls: int, rate: float, kills: int, chance: dict[str, float], scrat
         "seconds": seconds,
         "fastest possible": calls / rate,
         "over the fastest": seconds / (calls / rate) - 1,
+        "over what its requests take": seconds / (stats["requests"] / rate) - 1,
         "most under way": stats["most under way"],
     }
 
@@ -162,6 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         whole = measure(options.calls, options.rate, 0, CHANCE, Path(name) / "whole")
+        print(json.dumps(whole, indent=1), flush=True)
         killed = measure(options.calls, options.rate, options.kills, CHANCE, Path(name) / "killed")
     result = {"machine": hardware.describe(), "chance": CHANCE, "whole": whole, "killed": killed}
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -231,6 +231,9 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 256
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever was killed in mid-request has nothing to hear."""
+
 
 if __name__ == "__main__":
     Handler.service = Service(sys.argv[1], json.loads(sys.argv[2]))

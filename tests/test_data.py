@@ -95,8 +95,8 @@ def test_unreadable_sources_are_refused(tmp_path):
         "broken.jsonl": "cannot be read as json",
         "empty.csv": "cannot be read as csv",
         "header.csv": "header.csv",
-        "notes.doc": r"in '.doc'; readable are .csv, .tsv, .json, .jsonl, .parquet, .txt and saved datasets folders",
-        "folder": "not one saved by datasets",
+        "notes.doc": r"in '.doc'; readable are .csv, .tsv, .json, .jsonl, .parquet, .txt, .npz and folders",
+        "folder": "neither one saved by datasets",
         "nothing": "holds no examples",
     }.items():
         with pytest.raises(InputError, match=said):
@@ -167,16 +167,16 @@ def test_columns_are_inferred(names, text, label):
     strings = {*text}
     table = Dataset.from_dict({name: ["x", "y"] if name in strings else [0, 1] for name in names})
     found = find_columns(table, Data(train="unused"))
-    assert (found.text, found.label) == (text, label)
+    assert (found.inputs, found.label) == (text, label)
     assert set(found.inferred) == {*text, *label}
 
 
 def test_stated_columns_win():
     table = Dataset.from_dict({"text": ["a", "b"], "other": ["c", "d"], "label": [0, 1], "mood": [1, 0]})
     found = find_columns(table, Data(train="unused", text="other", label="mood"))
-    assert (found.text, found.label, found.inferred) == (("other",), ("mood",), ())
+    assert (found.inputs, found.label, found.inferred) == (("other",), ("mood",), ())
     found = find_columns(table, Data(train="unused", text=["other", "text"]))
-    assert (found.text, found.label, found.inferred) == (("other", "text"), ("label",), ("label",))
+    assert (found.inputs, found.label, found.inferred) == (("other", "text"), ("label",), ("label",))
     assert find_columns(table, Data(train="unused"), labelled=False).label == ()
 
 

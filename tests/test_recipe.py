@@ -56,7 +56,7 @@ def entry(value: Any, at: str) -> Any:
 def test_packaged_recipes_load_with_minimal_overrides(name):
     recipe = load(name, MINIMAL[name])
     assert recipe.about is not None
-    assert "arxiv.org" in recipe.about.paper
+    assert "https://" in recipe.about.paper
     assert recipe.stages
     assert recipe.data.train.path == "reviews.csv"
 

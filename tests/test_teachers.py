@@ -40,8 +40,8 @@ def directly(model: HuggingFaceModel, texts: Dataset) -> Any:
     outputs = []
     for row in texts:
         pair = (row["text_pair"],) if "text_pair" in row else ()
-        encoded = model.tokenizer(row["text"], *pair, return_tensors="pt", truncation=True, max_length=32)
-        if not pair or "token_type_ids" not in model.tokenizer.model_input_names:
+        encoded = model.processor(row["text"], *pair, return_tensors="pt", truncation=True, max_length=32)
+        if not pair or "token_type_ids" not in model.processor.model_input_names:
             encoded.pop("token_type_ids", None)
         with torch.no_grad():
             outputs.append(model.model(**encoded, output_hidden_states=True))

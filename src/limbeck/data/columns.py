@@ -110,7 +110,7 @@ def _infer_inputs(table: Dataset, label: tuple[str, ...]) -> tuple[Inputs, tuple
     if images:
         return "image", images
     numbers = [name for name in names if _is_number(table, name)]
-    if numbers and numbers == names:
+    if numbers and numbers == names and not set(names) & set(TEXTS):
         return "features", tuple(names)
     return "text", _infer_text(table, label)
 

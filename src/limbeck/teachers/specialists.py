@@ -36,13 +36,17 @@ class WithSpecialists:
         """Of each specialist its logits' places: its own classes, then the others."""
         self._classes: list[list[int]] = []
         for member, others in specialists:
+            if others not in member.labels:
+                raise InputError(
+                    f"teacher.others is {others}, and the specialist has the labels {', '.join(member.labels[:8])}; "
+                    "name the one by which it says that an example is of none of its classes"
+                )
             own = [label for label in member.labels if label != others]
             strange = [label for label in own if label not in task.labels]
-            if strange or others not in member.labels:
+            if strange:
                 raise InputError(
-                    f"a specialist has the labels {', '.join(member.labels[:8])}, of which "
-                    f"{f'{strange[0]} is none of the task' if strange else f'none is its teacher.others={others}'}; "
-                    f"the task's are {', '.join(task.labels[:8])}"
+                    f"a specialist tells {strange[0]} apart, and the task's labels are {', '.join(task.labels[:8])}; "
+                    "give one that knows some of these"
                 )
             self._places.append([member.labels.index(label) for label in (*own, others)])
             self._classes.append([task.labels.index(label) for label in own])

@@ -163,6 +163,29 @@ def api_calls(found: dict[str, Any]) -> str:
     return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/api_calls.py`."
 
 
+def images(part: str) -> Callable[[dict[str, Any]], str]:
+    """A part of the benchmark of images."""
+
+    def table(found: dict[str, Any]) -> str:
+        if part not in found:
+            return "Not measured yet."
+        rows = [["", "accuracy", "over the first of its kind", "parameters", "seeds"]]
+        for each in found[part]["table"]:
+            gain = each.get("over the control")
+            points = "" if gain is None else f"{100 * gain['mean']:+.1f}{_half(gain, 100, 1)}"
+            count = f"{each['parameters']:,}"
+            rows.append([each["row"], percent(each["accuracy"]), points, count, str(len(each["seeds"]))])
+        closed = found[part]["table"][-1].get("gap closed")
+        note = f"The distilled one closes {percent(closed)} of the gap. " if closed else ""
+        if part == "deit":
+            its = found[part]
+            note = f"{its['images']:,} images of CIFAR-10's first {its['classes']} classes, {its['epochs']:g} epochs. "
+        note += "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed. "
+        return _markdown(rows) + f"\n\n{note}On {machine(found[part])}, by `python benchmarks/images.py`."
+
+    return table
+
+
 def bilstm(found: dict[str, Any]) -> str:
     """A BiLSTM on SST-2 by what it learnt from."""
     teacher = found["teacher"]
@@ -198,8 +221,17 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "active": active,
     "api-calls": api_calls,
     "bilstm": bilstm,
+    "images-trees": images("trees"),
+    "images-ensemble": images("ensemble"),
+    "images-deit": images("deit"),
 }
-FILES = {"label-rules": "rules", "text-rules": "rules"}
+FILES = {
+    "label-rules": "rules",
+    "text-rules": "rules",
+    "images-trees": "images",
+    "images-ensemble": "images",
+    "images-deit": "images",
+}
 """The file of results where it has another name than the table."""
 
 

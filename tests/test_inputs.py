@@ -101,7 +101,7 @@ def test_a_table_of_numbers_and_names_teaches_a_network(command: Any, table_csv:
     assert "features are 3 columns" in printed
     words = [f"teacher={tmp_path}/teacher", *about, "student.shape={model_type: mlp, hidden_sizes: [8]}"]
     code, printed = command(
-        "distill", "hinton", *words, f"output={tmp_path}/run", *QUICK, "training.epochs=20", "export=onnx"
+        "distill", "hinton", *words, f"output={tmp_path}/run", *QUICK, "training.epochs=20", "export=[onnx]"
     )
     assert code == 0, printed
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -28,7 +28,8 @@ from transformers import get_linear_schedule_with_warmup
 from limbeck import data, hardware, recipe
 from limbeck.checkpoints import Checkpoint, label_names, open_classifier
 from limbeck.data import Splits
-from limbeck.run import Prepared, ask_teacher, train
+from limbeck.preparing import Prepared
+from limbeck.run import ask_teacher, train
 from limbeck.students import build_student
 
 BATCH, EPOCHS, RATE = 16, 3, 1e-4  # the demo's

@@ -45,12 +45,12 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from limbeck import data, hardware, recipe
+from limbeck import data, hardware, preparing, recipe
 from limbeck import run as line
 from limbeck.checkpoints import Checkpoint, open_causal
 from limbeck.evaluation.memory import PeakMemory
 from limbeck.folder import RunFolder, fingerprint
-from limbeck.recipe.schema import Source
+from limbeck.recipe.data import Source
 from limbeck.students.layers import keep_layers
 from limbeck.tasks.causal_lm import chat_tokens
 from limbeck.training import Teaching
@@ -129,7 +129,7 @@ def limbeck_side(options: argparse.Namespace, place: Path, side: str) -> dict[st
     """Ask the teacher where its words are kept, then train on what it said."""
     with tempfile.TemporaryDirectory(dir=place) as folder:
         rules = rules_of(options, place, side, f"{folder}/run")
-        ready = line.prepare(rules, {}, RunFolder(Path(rules.output)))
+        ready = preparing.prepare(rules, {}, RunFolder(Path(rules.output)))
         knowledge, asking = None, {}
         if ready.plan.stored:
             memory, started = PeakMemory(hardware.device()), time.perf_counter()
@@ -360,10 +360,11 @@ def main() -> None:
         rounds.append({side: measured(options, place, side, f"{side} {number}") for side in TIMED})
         worst = check(rounds, kept)
     versions = {name: hardware.version(name) for name in ("limbeck", "trl", "transformers", "accelerate", "torch")}
+    named = {"teacher": Path(options.teacher).name, "data": "/".join(Path(options.data).parts[-2:])}
     result = {
         "machine": rounds[0]["trl"]["machine"],
         "versions": versions,
-        "options": {**job, "rounds": options.rounds},
+        "options": {**job, **named, "rounds": options.rounds},
         "job": told,
         "largest difference of losses": worst,
         **summary(rounds, told["tokens"]),

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from limbeck import hardware
+from limbeck import hardware, preparing
 from limbeck import run as line
 from limbeck.anatomy import Capture
 from limbeck.folder import RunFolder
@@ -72,7 +72,7 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if method == "tinybert" and "general" not in stage_name:
         settings["stages.general"] = None
     recipe = load(method, settings)
-    ready = line.prepare(recipe, {}, RunFolder(Path(recipe.output)))
+    ready = preparing.prepare(recipe, {}, RunFolder(Path(recipe.output)))
     phase = next(p for p in phases_of(recipe.stages, recipe, 3) if p.stage.name == stage_name)
     knowledge = line.ask_teacher(recipe, ready) if ready.plan.stored and not phase.stage.on_text else None
     teaching = Teaching(knowledge, ready.teachers[0], ready.general)

@@ -16,7 +16,7 @@ from limbeck.recipe import json_schema, packaged
 
 INTRO = """# The recipe
 
-<!-- Made by `make docs` from src/limbeck/recipe/schema.py, teacher.py, served.py and terms.py; change those. -->
+<!-- Made by `make docs` from src/limbeck/recipe/schema.py, data.py, teacher.py, served.py and terms.py; change those. -->
 
 A recipe is a whole run as one YAML file. The plain case:
 
@@ -92,7 +92,7 @@ def section(name: str, schema: dict[str, Any], short: str | None) -> list[str]:
 
 def render() -> str:
     """The whole page."""
-    from limbeck.recipe import schema, teacher, terms
+    from limbeck.recipe import data, schema, teacher, terms
 
     whole = json_schema()
     methods = ", ".join(f"`{name}`" for name in packaged())
@@ -100,7 +100,7 @@ def render() -> str:
     lines += section("Recipe", whole, None)
     for name, definition in whole["$defs"].items():
         definition = next((e for e in definition.get("anyOf", []) if "properties" in e), definition)
-        model = next(getattr(room, name) for room in (schema, teacher, terms) if hasattr(room, name))
+        model = next(getattr(room, name) for room in (data, schema, teacher, terms) if hasattr(room, name))
         lines += section(name, definition, model.shorthand)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -31,7 +31,8 @@ from limbeck.knowledge import label_words, words, words_format
 from limbeck.knowledge.formats import Format, pack, unpack
 from limbeck.objectives import SoftTargets, vocabulary
 from limbeck.recipe import load, terms
-from limbeck.recipe.schema import Evaluation, Generation, OnPolicy
+from limbeck.recipe.data import Generation
+from limbeck.recipe.schema import Evaluation, OnPolicy
 from limbeck.rules import load_rules, violations
 from limbeck.rules.answers import AnswerRules
 from limbeck.rules.file import standalone

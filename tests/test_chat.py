@@ -11,7 +11,7 @@ from datasets import Dataset
 from limbeck.data import is_chat, read, read_chat, without_answers
 from limbeck.data.chat import CHAT
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Source
+from limbeck.recipe.data import Source
 
 TURNS = [{"role": "user", "content": "What is two?"}, {"role": "assistant", "content": "A number."}]
 FORMS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from limbeck.data import RawData, Splits, find_columns, labelled_table, read, read_all, resolve_task, split
 from limbeck.data.labels import encode_labels
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Data, Source
+from limbeck.recipe.data import Data, Source
 from limbeck.tasks import Task
 
 TWO = Task("classification", LABELS)

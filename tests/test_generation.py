@@ -32,7 +32,7 @@ from limbeck.generation import (
 )
 from limbeck.generation.local import SeededSampling
 from limbeck.recipe import dump, load
-from limbeck.recipe.schema import Generation
+from limbeck.recipe.data import Generation
 
 TEMPLATE = (
     "{% for m in messages %}[CLS]{{ m.role }} : {{ m.content }}[SEP]{% endfor %}"

@@ -21,7 +21,7 @@ from test_generation import files, recipe_file, store_of
 from limbeck.data.chat import CHAT
 from limbeck.errors import InputError, LimbeckError
 from limbeck.generation import Answers, ServerTeacher, generate
-from limbeck.recipe.schema import Generation
+from limbeck.recipe.data import Generation
 from limbeck.recipe.teacher import TeacherModel
 
 KEY = "sk-Secret-123"

@@ -29,7 +29,8 @@ from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import find_columns, read
 from limbeck.errors import InputError
 from limbeck.evaluation import evaluate_models
-from limbeck.recipe.schema import Data, Evaluation, ImageChanges, Source
+from limbeck.recipe.data import Data, Source
+from limbeck.recipe.schema import Evaluation, ImageChanges
 from limbeck.report.sections import disagreements
 from limbeck.signals import Signals
 from limbeck.tasks import Task

@@ -30,12 +30,13 @@ from transformers import (
     TrainerCallback,
 )
 
-from limbeck import hardware, opening
+from limbeck import hardware, opening, preparing
 from limbeck import run as run_room
 from limbeck.anatomy import Capture, WordsAt, layer_list, shape_of
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import Splits
 from limbeck.evaluation import evaluate_models
+from limbeck.folder import RunFolder
 from limbeck.knowledge import label_texts
 from limbeck.objectives import Shapes, Term, build_terms
 from limbeck.recipe import Recipe, load
@@ -51,8 +52,9 @@ from limbeck.tasks.text import model_inputs
 from limbeck.teachers import HuggingFaceModel, LiveTeacher
 from limbeck.training import Teaching, Trained, plan_stages, train_stages
 from limbeck.training.checkpointing import last_checkpoint
-from limbeck.training.lessons import prepare_lesson, wanted_of
+from limbeck.training.lessons import prepare_lesson
 from limbeck.training.phases import Phase, phases_of
+from limbeck.training.planning import wanted_of
 from limbeck.training.stages import TERMS_MODULE, extra_weights, only_layer, trainer_for
 from limbeck.training.trainer import DistillationTrainer
 
@@ -562,15 +564,15 @@ def test_the_assistant_learns_first_then_teaches_and_is_reused(places, tmp_path,
         "stages.general.training.epochs": 4,
         "output": str(tmp_path / "run"),
     }
-    recipe, folder = load("minilm", settings), run_room.RunFolder(tmp_path / "run")
-    student = run_room.train(recipe, run_room.prepare(recipe, {}, folder), None)["student"].checkpoint.model
+    recipe, folder = load("minilm", settings), RunFolder(tmp_path / "run")
+    student = run_room.train(recipe, preparing.prepare(recipe, {}, folder), None)["student"].checkpoint.model
     assistant = open_classifier(str(tmp_path / "run" / "assistant"))
     assert (assistant.model.config.num_hidden_layers, assistant.model.config.hidden_size) == (4, 16)
     # The student's stages once more by hand: taught by the assistant it is the run's, by the general model another.
     found = {}
     for name, general in (("assistant", assistant), ("general", word_model(4))):
         again = load("minilm", settings | {"output": str(tmp_path / name)})
-        ready = run_room.prepare(again, {}, run_room.RunFolder(tmp_path / name))
+        ready = preparing.prepare(again, {}, RunFolder(tmp_path / name))
         teaching = Teaching(None, ready.teachers[0], general)
         train_stages("student", ready.student, again.stages, again, ready.task, ready.splits, teaching)
         found[name] = weights(ready.student.model)
@@ -580,7 +582,7 @@ def test_the_assistant_learns_first_then_teaches_and_is_reused(places, tmp_path,
     (tmp_path / "run" / "logs" / "student.json").unlink()
     written = (tmp_path / "run" / "assistant" / "model.safetensors").stat().st_mtime_ns
     capsys.readouterr()
-    rerun = run_room.train(recipe, run_room.prepare(recipe, {}, folder), None)["student"].checkpoint.model
+    rerun = run_room.train(recipe, preparing.prepare(recipe, {}, folder), None)["student"].checkpoint.model
     assert same(weights(rerun), weights(student))
     assert "assistant: reused the trained model" in capsys.readouterr().err
     assert (tmp_path / "run" / "assistant" / "model.safetensors").stat().st_mtime_ns == written

@@ -17,7 +17,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from limbeck.data import read_corpus, split_corpus
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Source
+from limbeck.recipe.data import Source
 from limbeck.tasks.masked_lm import SPECIAL, START, WITHIN, MaskedBatches, encode_corpus
 
 

@@ -24,7 +24,7 @@ from limbeck.teachers import ask_servers, behind_api, labels_alone
 from limbeck.training import Teaching, train_stages
 
 if TYPE_CHECKING:
-    from limbeck.run import Prepared
+    from limbeck.preparing import Prepared
 
 
 def ask(recipe: Recipe, ready: Prepared, teacher: Asked, features: Sequence[int], root: Path) -> Store | Joined:

@@ -13,7 +13,7 @@ from limbeck.data import Columns, Splits
 from limbeck.errors import InputError
 from limbeck.progress import say
 from limbeck.recipe import Recipe
-from limbeck.recipe.schema import Source
+from limbeck.recipe.data import Source
 from limbeck.tasks import Task
 from limbeck.tasks.cloze import cloze
 from limbeck.tasks.masked_lm import TEXT_LENGTH

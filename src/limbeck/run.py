@@ -4,49 +4,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from limbeck import data, examples, hardware, opening
 from limbeck.asking import as_taught, ask
 from limbeck.checkpoints import (
     Checkpoint,
     check_tokenizer,
-    max_length,
     open_causal,
-    open_language_model,
-    weights_fingerprint,
 )
-from limbeck.data import Splits
-from limbeck.data.augmentation import augment
-from limbeck.data.munge import made_up
-from limbeck.data.perturbation import mask_word, perturb
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, describe_tree, evaluate_language, evaluate_models
-from limbeck.exporting import GGUF_FILES, OnnxModel, check_gguf, export_gguf, export_model, require_gguf
+from limbeck.exporting import GGUF_FILES, OnnxModel, export_gguf, export_model, require_gguf
 from limbeck.exporting.onnx import require_onnx
 from limbeck.files import full_disk_explained, read_json, write_json
-from limbeck.folder import RunFolder, fingerprint, table_fingerprint
-from limbeck.generation import Answers, answered_splits, make_answers
+from limbeck.folder import RunFolder, fingerprint
+from limbeck.generation import Answers, make_answers
 from limbeck.knowledge import Joined, Store, WordStore, label_texts
+from limbeck.preparing import Prepared, answer_prompts, enlarge, knowledge_root, prepare
 from limbeck.progress import say
-from limbeck.querying import check_queries
 from limbeck.recipe import Recipe, dump
 from limbeck.recipe.schema import Stage
 from limbeck.recipe.terms import HardLabels, MaskedLM, NextToken, Objectives, PathCrossEntropy
 from limbeck.report import write_card, write_report
-from limbeck.rules import LabelRules
-from limbeck.rules.answers import AnswerRules
 from limbeck.signals import Asked
-from limbeck.students import build_student
 from limbeck.tasks import Task
 from limbeck.teachers import HuggingFaceModel, Ruled, ask_servers, open_teacher
-from limbeck.training import Plan, Teaching, Trained, plan_stages, train_stages
+from limbeck.training import Teaching, Trained, train_stages
 from limbeck.training.words import ask_for_words, encode_language, sample
 
 METRICS_VERSION = 1
@@ -72,39 +61,6 @@ class Run:
     def report(self) -> Path:
         """The report's path."""
         return RunFolder(self.folder).report
-
-
-@dataclass
-class Prepared:
-    """What a run works on, checked before anything costly.
-
-    Attributes:
-        task: what is predicted.
-        splits: the examples.
-        teachers: the teacher's models.
-        student: before training.
-        general: the language model that teaches the stages on plain text.
-        assistant: before training; it is to teach them instead.
-        plan: what the stages need.
-        label_rules: what labels are held to.
-        answer_rules: what a causal language model's answers are held to.
-        hard: the teacher gives labels alone.
-        asked: what was asked of teachers behind an API, by name.
-        curve: how good students were after fewer queries.
-    """
-
-    task: Task
-    splits: Splits
-    teachers: list[Checkpoint]
-    student: Checkpoint
-    general: Checkpoint | None
-    assistant: Checkpoint | None
-    plan: Plan
-    label_rules: LabelRules | None = None
-    answer_rules: AnswerRules | None = None
-    hard: bool = False
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
@@ -143,101 +99,6 @@ def _export(recipe: Recipe, student: Checkpoint, folder: Path, task: Task) -> di
         return export_model(student, folder, recipe.export.formats, task.pair)
     files = {name: GGUF_FILES[name] for name in recipe.export.formats}
     return {name: export_gguf(student, folder / file, kind) for name, (file, kind) in files.items()}
-
-
-def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Prepared:
-    """Read, open and check everything; claim the run's folder. Nothing here takes longer than loading."""
-    datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
-    transformers_logging.disable_progress_bar()
-    folder.check(recipe)
-    teachers = opening.teachers(recipe, objects)
-    general = opening.general(recipe, teachers)
-    given = opening.from_memory(recipe.student.model, objects) if recipe.student.model else None
-    if recipe.task.kind in ("masked-lm", "causal-lm"):
-        kind, texts = Task(recipe.task.kind, ()), examples.texts_for_width(recipe, objects)
-        student = build_student(recipe.student, given, opening.first(teachers), kind, recipe.seed, texts=texts)
-        if recipe.export.formats:
-            check_gguf(student)
-        language = examples.words if recipe.task.kind == "masked-lm" else examples.language
-        task, splits = language(recipe, objects, student)
-        label_rules, answer_rules = None, opening.answer_rules(recipe, splits, [*teachers, student])
-    else:
-        task, splits = examples.labelled(recipe, objects, teachers)
-        texts = _texts_for(recipe, splits)
-        student = build_student(
-            recipe.student, given, opening.first(teachers), task, recipe.seed, general, texts, splits.train
-        )
-        label_rules, answer_rules = opening.rules(recipe, task, splits.transfer, splits.test), None
-    for notice in splits.notices:
-        say(f"data: {notice}")
-    opening.check_servers(recipe, task)
-    opening.check_fit(teachers, student, task, recipe.teacher is None or len(teachers) == len(recipe.teacher.models))
-    for checkpoint in [*teachers, student]:
-        check_tokenizer(checkpoint, examples.some_texts(splits.train))
-    mask_word(recipe.data.augmentation, [*teachers, student])
-    student.model.config.update(task.config)
-    assistant = None
-    if recipe.assistant is not None:
-        assistant = build_student(recipe.assistant, None, opening.first(teachers), task, recipe.seed, general)
-        plan_stages(recipe, task, assistant, teachers, general, on_text=True)
-    check_queries(recipe, splits.transfer, student)
-    plan = plan_stages(recipe, task, student, teachers, assistant or general)
-    content = {
-        "data": fingerprint([*map(table_fingerprint, (splits.transfer, splits.validation, splits.test))]),
-        "teacher": fingerprint(opening.teacher_content(recipe, teachers)),
-        "student's start": weights_fingerprint(student.model),
-    }
-    if splits.corpus is not None:
-        content["plain text"] = table_fingerprint(splits.corpus)
-    if general is not None and general is not opening.first(teachers):
-        content["general teacher"] = weights_fingerprint(general.model)
-    if assistant is not None:
-        content["assistant's start"] = weights_fingerprint(assistant.model)
-    rules = label_rules or answer_rules
-    if rules is not None:
-        content["rules"] = rules.book.fingerprint
-    folder.claim(recipe, content)
-    return Prepared(task, splits, teachers, student, general, assistant, plan, label_rules, answer_rules)
-
-
-def _texts_for(recipe: Recipe, splits: Splits) -> list[str]:
-    """The texts that building the student looks at: some, or all where their words are to be its vocabulary."""
-    if recipe.student.vectors is None:
-        return examples.some_texts(splits.train)
-    names = [name for name in ("text", "text_pair") if name in splits.transfer.column_names]
-    return [text for name in names for text in splits.transfer[name]]
-
-
-def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
-    """Add altered copies of the texts, or made-up rows, to the transfer set, where the recipe asks for them."""
-    made = recipe.data.synthetic
-    if made is not None:
-        rows = made_up(ready.splits.train, ready.task.columns, made, recipe.seed)
-        ready.splits.transfer = data.add_unlabelled(ready.splits.transfer, rows, ready.task)
-    wanted = recipe.data.augmentation
-    if wanted is None:
-        return
-    texts, root = ready.splits.train, knowledge_root(recipe)
-    if wanted.model is None:
-        mask = mask_word(wanted, [*ready.teachers, ready.student])
-        rows = perturb(texts, ready.task, wanted, mask, root, recipe.seed)
-    else:
-        model = open_language_model(wanted.model, wanted.revision)
-        owner = opening.first(ready.teachers) or model
-        length = max_length(model.model, model.tokenizer, recipe.task.max_length)
-        rows = augment(texts, ready.task, wanted, model, owner, root, recipe.seed, length)
-    ready.splits.transfer = data.add_unlabelled(ready.splits.transfer, rows, ready.task)
-
-
-def answer_prompts(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
-    """Have the teacher answer what the stages learn from, and prompts that came alone, where the recipe asks for it."""
-    if recipe.data.generation is not None:
-        ready.splits = answered_splits(recipe, ready.teachers, ready.splits, knowledge_root(recipe), objects)
-
-
-def knowledge_root(recipe: Recipe) -> Path:
-    """The folder that keeps what teachers said and what was made for them."""
-    return Path(recipe.knowledge or Path(recipe.output) / "knowledge")
 
 
 def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | Joined | WordStore:

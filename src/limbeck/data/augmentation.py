@@ -25,7 +25,7 @@ from limbeck.data.words import read_words
 from limbeck.errors import InputError
 from limbeck.files import sha256
 from limbeck.folder import table_fingerprint
-from limbeck.recipe import schema
+from limbeck.recipe.data import Augmentation
 from limbeck.tasks import Task
 
 VERSION = 1
@@ -34,7 +34,7 @@ VERSION = 1
 def augment(
     texts: Dataset,
     task: Task,
-    settings: schema.Augmentation,
+    settings: Augmentation,
     model: Checkpoint,
     vectors_of: Checkpoint,
     root: Path,
@@ -134,7 +134,7 @@ def _words_of_several_pieces(texts: Dataset, model: Checkpoint, length: int) -> 
 
 
 def _describe(
-    texts: Dataset, settings: schema.Augmentation, model: Checkpoint, vectors_of: Checkpoint, seed: int, length: int
+    texts: Dataset, settings: Augmentation, model: Checkpoint, vectors_of: Checkpoint, seed: int, length: int
 ) -> dict[str, Any]:
     """What the altered texts depend on, by content."""
     if settings.vectors:

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Value
 
 from limbeck.errors import InputError
 from limbeck.images import is_image
-from limbeck.recipe.schema import Data
+from limbeck.recipe.data import Data
 from limbeck.recipe.sections import nearest
 from limbeck.tasks.task import Inputs
 

@@ -10,7 +10,7 @@ from datasets import Dataset, Value
 
 from limbeck.data.reading import read
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Source
+from limbeck.recipe.data import Source
 
 
 def read_corpus(source: Source, objects: Mapping[str, Any] | None = None) -> Dataset:

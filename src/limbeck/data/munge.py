@@ -20,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import minmax_scale
 
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Synthetic
+from limbeck.recipe.data import Synthetic
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.int64]

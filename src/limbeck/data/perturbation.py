@@ -20,7 +20,7 @@ from limbeck.data.copies import Alter, altered_copies, rows_of, text_columns
 from limbeck.data.text_shards import Row
 from limbeck.errors import InputError
 from limbeck.folder import table_fingerprint
-from limbeck.recipe import schema
+from limbeck.recipe.data import Augmentation
 from limbeck.tasks import Task
 
 VERSION = 1
@@ -48,9 +48,7 @@ class Unigrams(NamedTuple):
         return self.words[bisect_right(self.sums, chance * self.sums[-1])]
 
 
-def perturb(
-    texts: Dataset, task: Task, settings: schema.Augmentation, mask: str | None, root: Path, seed: int
-) -> Dataset:
+def perturb(texts: Dataset, task: Task, settings: Augmentation, mask: str | None, root: Path, seed: int) -> Dataset:
     """Altered copies of the examples (Tang et al. 2019, section 3), made once and kept; see `altered_copies`.
 
     `settings.copies` times, a number u from 0 to 1 is drawn for each word: below `settings.mask` the word becomes the
@@ -107,7 +105,7 @@ def perturb(
     return altered_copies(texts, root, spec, settings.copies, prepare, how)
 
 
-def mask_word(settings: schema.Augmentation | None, readers: Sequence[Checkpoint]) -> str | None:
+def mask_word(settings: Augmentation | None, readers: Sequence[Checkpoint]) -> str | None:
     """What stands for a masked word in a text: the mask token that all readers have; none where nothing is masked.
 
     Raises:
@@ -160,7 +158,7 @@ class _Text:
 
     def altered(
         self,
-        settings: schema.Augmentation,
+        settings: Augmentation,
         mask: str | None,
         unigrams: Mapping[str, Unigrams],
         draw: np.random.Generator,

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset
 
 from limbeck.data.arrays import read_npz
 from limbeck.errors import InputError
-from limbeck.recipe.schema import Data, Source
+from limbeck.recipe.data import Data, Source
 from limbeck.recipe.sections import nearest
 
 SPLIT_NAMES = {

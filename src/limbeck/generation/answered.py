@@ -18,7 +18,7 @@ from limbeck.generation.answers import Answerer, Answers, generate
 from limbeck.generation.local import LocalTeacher
 from limbeck.generation.server import ServerTeacher
 from limbeck.recipe import Recipe
-from limbeck.recipe.schema import Generation, Source
+from limbeck.recipe.data import Generation, Source
 from limbeck.rules import TextRules, load_rules
 from limbeck.rules.answers import AnswerRules
 

@@ -21,7 +21,7 @@ from limbeck.files import require_space
 from limbeck.folder import table_fingerprint
 from limbeck.journal import Journal, read_journals, remove_journals
 from limbeck.progress import console, say
-from limbeck.recipe.schema import Generation
+from limbeck.recipe.data import Generation
 from limbeck.rules import TextRules
 
 VERSION = 1

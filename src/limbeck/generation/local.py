@@ -25,7 +25,7 @@ from limbeck.checkpoints import Checkpoint, ends_of, quiet, tokenizer_fingerprin
 from limbeck.data.chat import Messages, prompt_text
 from limbeck.errors import InputError
 from limbeck.generation.answers import Answer, Ask
-from limbeck.recipe.schema import Generation
+from limbeck.recipe.data import Generation
 from limbeck.rules.tokens import RulesProcessor, TokenRules
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from limbeck.errors import InputError
 from limbeck.generation.answers import Answer, Ask
-from limbeck.recipe.schema import Generation
+from limbeck.recipe.data import Generation
 from limbeck.recipe.served import Limit
 from limbeck.recipe.teacher import TeacherModel
 from limbeck.remote import RETRIES, Client, Completions, RefusedError, Spending

@@ -12,6 +12,8 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -14,7 +14,38 @@ from limbeck.signals import Asked, Signals
 from limbeck.tasks import Task
 
 
-class Ensemble:
+class Several:
+    """What several models have in common with one: the labels and precision of the first, the size of all."""
+
+    def __init__(self, members: Sequence[Asked]) -> None:
+        self.members = list(members)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The first member's labels."""
+        return self.members[0].labels
+
+    @property
+    def parameters(self) -> int | None:
+        """All members' parameters."""
+        return total_of([member.parameters for member in self.members])
+
+    @property
+    def bytes(self) -> int | None:
+        """All members' files."""
+        return total_of([member.bytes for member in self.members])
+
+    @property
+    def precision(self) -> str:
+        """What the first member computes in."""
+        return self.members[0].precision
+
+    def runner(self, texts: Dataset) -> Callable[[], None] | None:
+        """A function that runs every member once on these texts as one batch; none where a member has none."""
+        return run_all([member.runner(texts) for member in self.members])
+
+
+class Ensemble(Several):
     """The weighted mean of several models' probabilities or logits.
 
     Args:
@@ -36,28 +67,9 @@ class Ensemble:
                 raise InputError(
                     f"the teachers' labels differ: {', '.join(members[0].labels)} and {', '.join(member.labels)}"
                 )
-        self.members, self.weights, self.combine, self.task = list(members), list(weights), combine, task
+        super().__init__(members)
+        self.weights, self.combine, self.task = list(weights), combine, task
         self.by_confidence = by_confidence
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The members' labels."""
-        return self.members[0].labels
-
-    @property
-    def parameters(self) -> int | None:
-        """All members' parameters."""
-        return total_of([member.parameters for member in self.members])
-
-    @property
-    def bytes(self) -> int | None:
-        """All members' files."""
-        return total_of([member.bytes for member in self.members])
-
-    @property
-    def precision(self) -> str:
-        """What the members compute in."""
-        return self.members[0].precision
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -85,10 +97,6 @@ class Ensemble:
         if self.by_confidence:
             weights = weights[:, None] * np.stack([certainty(each, self.task) for each in logits])
         return Signals(mean_signals(logits, weights, self.task.kind, self.combine))
-
-    def runner(self, texts: Dataset) -> Callable[[], None] | None:
-        """A function that runs every member once on these texts as one batch; none where a member has none."""
-        return run_all([member.runner(texts) for member in self.members])
 
 
 def run_all(runners: Sequence[Callable[[], None] | None]) -> Callable[[], None] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ from scipy.special import log_softmax, softmax
 from limbeck.errors import InputError
 from limbeck.signals import Asked, Signals
 from limbeck.tasks import Task
-from limbeck.teachers.ensemble import run_all, total_of
+from limbeck.teachers.ensemble import Several
 
 STEPS, TOLERANCE = 500, 1e-7
 
 
-class WithSpecialists:
+class WithSpecialists(Several):
     """A generalist's answers, corrected by specialists on the classes that they know.
 
     Args:
@@ -30,7 +30,7 @@ class WithSpecialists:
     """
 
     def __init__(self, generalist: Asked, specialists: Sequence[tuple[Asked, str]], task: Task) -> None:
-        self.members = [generalist, *(member for member, _ in specialists)]
+        super().__init__([generalist, *(member for member, _ in specialists)])
         self.task = task
         self._places: list[list[int]] = []
         """Of each specialist its logits' places: its own classes, then the others."""
@@ -52,26 +52,6 @@ class WithSpecialists:
             self._classes.append([task.labels.index(label) for label in own])
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The generalist's."""
-        return self.members[0].labels
-
-    @property
-    def parameters(self) -> int | None:
-        """Those of all."""
-        return total_of([member.parameters for member in self.members])
-
-    @property
-    def bytes(self) -> int | None:
-        """The files of all."""
-        return total_of([member.bytes for member in self.members])
-
-    @property
-    def precision(self) -> str:
-        """What the generalist computes in."""
-        return self.members[0].precision
-
-    @property
     def fingerprint(self) -> dict[str, Any]:
         """That of all, and which classes are whose."""
         return {"specialists": [each.fingerprint for each in self.members], "classes": self._classes}
@@ -87,10 +67,6 @@ class WithSpecialists:
         general, *special = (np.asarray(member.ask(texts).logits) for member in self.members)
         chosen = [logits[:, places] for logits, places in zip(special, self._places, strict=True)]
         return Signals(combine_specialists(general, chosen, self._classes))
-
-    def runner(self, texts: Dataset) -> Callable[[], None] | None:
-        """A function that runs every member once on these examples as one batch; none where a member has none."""
-        return run_all([member.runner(texts) for member in self.members])
 
 
 def combine_specialists(

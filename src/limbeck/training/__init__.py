@@ -1,6 +1,7 @@
 """Training: the Hugging Face Trainer, fed by a signal source."""
 
-from limbeck.training.lessons import Plan, Teaching, plan_stages
+from limbeck.training.lessons import Teaching
+from limbeck.training.planning import Plan, plan_stages
 from limbeck.training.stages import Trained, train_stages
 from limbeck.training.trainer import DistillationTrainer
 

@@ -29,8 +29,9 @@ from limbeck.tasks import Task
 from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, save_model
 from limbeck.training.kernels import fused_kernels, kernels_for
 from limbeck.training.layer_drop import drop_layers
-from limbeck.training.lessons import Lesson, Teaching, prepare_lesson, wanted_of
+from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
 from limbeck.training.phases import Phase, kept_layers, phases_of
+from limbeck.training.planning import wanted_of
 from limbeck.training.trainer import DistillationTrainer
 
 TERMS_MODULE = "limbeck_terms"

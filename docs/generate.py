@@ -16,7 +16,7 @@ from limbeck.recipe import json_schema, packaged
 
 INTRO = """# The recipe
 
-<!-- Made by `make docs` from src/limbeck/recipe/schema.py, data.py, teacher.py, served.py and terms.py; change those. -->
+<!-- Made by `make docs` from src/limbeck/recipe/schema.py, data.py, teacher.py, served.py and terms.py. -->
 
 A recipe is a whole run as one YAML file. The plain case:
 

@@ -137,7 +137,7 @@ def limbeck_side(options: argparse.Namespace, place: Path, side: str) -> dict[st
             asking = {"asking_seconds": time.perf_counter() - started, "asking_peak_bytes": memory.read()}
         (phase,) = phases_of(rules.stages, rules, ready.student.model.config.num_hidden_layers)
         lesson = prepare_lesson(
-            phase, ready.student, rules, ready.task, ready.splits, Teaching(knowledge, ready.teachers[0])
+            phase, ready.student, rules, ready.task, ready.splits, Teaching(knowledge, ready.teachers)
         )
         with recomputed(lesson.model, rules.training.gradient_checkpointing):
             trainer = trainer_for(lesson, phase, rules, ready.task, ready.student, Path(folder) / "stage")

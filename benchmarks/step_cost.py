@@ -75,7 +75,7 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     ready = preparing.prepare(recipe, {}, RunFolder(Path(recipe.output)))
     phase = next(p for p in phases_of(recipe.stages, recipe, 3) if p.stage.name == stage_name)
     knowledge = line.ask_teacher(recipe, ready) if ready.plan.stored and not phase.stage.on_text else None
-    teaching = Teaching(knowledge, ready.teachers[0], ready.general)
+    teaching = Teaching(knowledge, ready.teachers, ready.general)
     plain = copy.deepcopy(ready.student.model)
     lesson = prepare_lesson(phase, ready.student, recipe, ready.task, ready.splits, teaching)
     with extra_weights(lesson.model, lesson.terms), only_layer(lesson.model, phase.only):

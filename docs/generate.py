@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import language_tables
+import tables
 
 from limbeck.recipe import json_schema, packaged
 
@@ -141,7 +141,7 @@ def results() -> str:
         "",
         f"Movie-review sentences, {size['train']:,} to train on and {size['test']:,} to test on; means over {seeds} "
         "seeds (split, teacher and student) with 95 % t intervals; latency at batch size 1, throughput at 32, on "
-        f"{language_tables.machine(found)}. The teacher's outputs add {100 * gain['mean']:.1f} points of agreement "
+        f"{tables.machine(found)}. The teacher's outputs add {100 * gain['mean']:.1f} points of agreement "
         f"({100 * gain['low']:.1f} to {100 * gain['high']:.1f}) over the same student trained on the labels alone, and "
         f"{100 * right['mean']:.1f} of accuracy ({100 * right['low']:.1f} to {100 * right['high']:.1f}). "
         "By `python benchmarks/demo_seeds.py`.",
@@ -162,7 +162,7 @@ def speed() -> str:
         "run) than TextBrewer 0.2.1's `GeneralDistiller` set up as in its own SST-2 notebook, which pads every "
         "sentence to 128 tokens. Given batches padded to their own longest sentence, TextBrewer takes "
         f"{dynamic['median']:.1f} times as long ({dynamic['low']:.1f} to {dynamic['high']:.1f}). "
-        f"On {language_tables.machine(found)}, by `python benchmarks/peer_textbrewer.py`."
+        f"On {tables.machine(found)}, by `python benchmarks/peer_textbrewer.py`."
     )
 
 
@@ -180,7 +180,7 @@ def language_speed() -> str:
         f"**{fast['median']:.1f} times faster** ({fast['low']:.1f} to {fast['high']:.1f}) than TRL "
         f"{job['versions']['trl']}'s `GKDTrainer` on the same text with the same loss, {three['median']:.1f} times "
         f"over three epochs with the asking counted, in {small['median']:.0%} of its memory above the weights; see "
-        f"[the whole table](docs/systems/sequence.md#against-trl). On {language_tables.machine(job)}, by "
+        f"[the whole table](docs/systems/sequence.md#against-trl). On {tables.machine(job)}, by "
         "`python benchmarks/peer_trl.py`."
     )
 
@@ -224,14 +224,14 @@ def evidence(name: str) -> str:
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for entry in rows:
-            cells = [language_tables.percent(entry[key]) for key in ("accuracy", "retention", "agreement")]
+            cells = [tables.percent(entry[key]) for key in ("accuracy", "retention", "agreement")]
             cells += [_points(entry.get(f"over {control}")) for control in CONTROLS]
             cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}", str(len(entry["seeds"]))]
             lines.append(f"| {entry['system']} | {' | '.join(cells)} |")
         lines += ["", "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed.", ""]
     if not lines:
         return "Not measured yet."
-    return "\n".join([*lines, f"On {language_tables.machine(found)}, by `python benchmarks/systems.py`."])
+    return "\n".join([*lines, f"On {tables.machine(found)}, by `python benchmarks/systems.py`."])
 
 
 def costs() -> str:
@@ -250,7 +250,7 @@ def costs() -> str:
             "",
             f"Reading the last layer's queries, keys and values adds {hooks:.1f} ms to a forward pass of "
             f"{capture['bare']:.0f} ms, `output_attentions=True` {attentions:.0f} ms (32 texts of 128 tokens, "
-            f"all-MiniLM-L6-v2). Medians of one interleaved run on {language_tables.machine(found)}, "
+            f"all-MiniLM-L6-v2). Medians of one interleaved run on {tables.machine(found)}, "
             "by `python benchmarks/step_cost.py`.",
         ]
     )
@@ -271,7 +271,7 @@ def pages() -> list[Path]:
 
 def page(text: str) -> str:
     """A page with its measured tables filled in."""
-    text = language_tables.fill(text)
+    text = tables.fill(text)
     if "<!-- costs -->" in text:
         before, _, rest = text.partition("<!-- costs -->")
         text = f"{before}<!-- costs -->\n{costs()}\n<!-- end of costs -->{rest.partition('<!-- end of costs -->')[2]}"

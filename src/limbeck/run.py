@@ -205,8 +205,7 @@ def train(recipe: Recipe, ready: Prepared, knowledge: Store | Joined | WordStore
     args = (recipe, ready.task, ready.splits)
     if recipe.teacher and ready.task.kind == "regression":
         say("regression: soft_targets are the squared error to the teacher's value; their temperature has no effect")
-    one = ready.teachers[0] if len(ready.teachers) == 1 else None
-    teaching = Teaching(knowledge, one, ready.general, ready.answer_rules)
+    teaching = Teaching(knowledge, ready.teachers, ready.general, ready.answer_rules)
     if ready.assistant is not None:
         on_text = [stage for stage in recipe.stages if stage.on_text]
         teaching.general = train_stages("assistant", ready.assistant, on_text, *args, teaching).checkpoint

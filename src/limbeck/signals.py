@@ -76,6 +76,7 @@ class Signals:
         at_words: of a causal language model's teacher: what it says about the words at the batch's `positions`.
         paths: of a soft tree.
         hard: the logits are of labels alone: probabilities of 0 and 1 that nobody stated.
+        members: of several teachers whose layers are learnt from: the inner signals of each.
     """
 
     logits: Any = None
@@ -89,6 +90,7 @@ class Signals:
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
     paths: Paths | None = None
     hard: bool = False
+    members: list[Signals] = field(default_factory=list)
 
 
 class WordSource(Protocol):
@@ -118,6 +120,11 @@ class Wanted:
     def by_token(self) -> bool:
         """Whether it includes signals of every token, which are too many to keep: the teacher must be at hand."""
         return any((self.hidden, self.queries, self.keys, self.values, self.scores))
+
+    @property
+    def inside(self) -> bool:
+        """Whether it includes anything of a layer."""
+        return self.by_token or bool(self.features)
 
 
 class Asked(Protocol):

@@ -13,6 +13,7 @@ from limbeck.objectives.masked_lm import MaskedLM
 from limbeck.objectives.next_token import NextToken
 from limbeck.objectives.policy_gradient import PolicyGradient
 from limbeck.objectives.relations import Relations
+from limbeck.objectives.several import FromEach
 from limbeck.objectives.soft_targets import SoftTargets
 from limbeck.objectives.soft_tree import Balance, PathCrossEntropy
 from limbeck.objectives.term import Shapes, Term, labelled, need_shapes, valid
@@ -70,6 +71,7 @@ __all__ = [
     "Contrastive",
     "Embedding",
     "FeatureMap",
+    "FromEach",
     "HardLabels",
     "Hidden",
     "MaskedLM",

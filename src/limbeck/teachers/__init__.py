@@ -3,7 +3,7 @@
 from limbeck.teachers.api import ApiTeacher, ask_servers, behind_api, labels_alone
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.huggingface import HuggingFaceModel
-from limbeck.teachers.live import LiveTeacher
+from limbeck.teachers.live import LiveTeacher, LiveTeachers
 from limbeck.teachers.loading import open_teacher
 from limbeck.teachers.ruled import Ruled, RuledWords
 
@@ -12,6 +12,7 @@ __all__ = [
     "Ensemble",
     "HuggingFaceModel",
     "LiveTeacher",
+    "LiveTeachers",
     "Ruled",
     "RuledWords",
     "ask_servers",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from limbeck import hardware
 from limbeck.anatomy import Capture, StatesAt, VocabularyHead, WordsAt
-from limbeck.signals import Signals, Wanted
+from limbeck.signals import Signals, SignalSource, Wanted
 from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import Batch, model_inputs
 
@@ -64,6 +64,29 @@ class LiveTeacher:
         if self._words:
             self._words.close()
         self.model.cpu()
+
+
+class LiveTeachers:
+    """Several teachers that run along for what is inside of them; what they say together comes from elsewhere.
+
+    Args:
+        teachers: each for its own signals.
+        together: their outputs as one; none where no term reads these.
+    """
+
+    def __init__(self, teachers: Sequence[LiveTeacher], together: SignalSource | None) -> None:
+        self.teachers, self.together = list(teachers), together
+
+    def signals(self, batch: Batch) -> Signals:
+        """The signals about a batch, those of each teacher as `members`."""
+        said = self.together.signals(batch) if self.together is not None else Signals()
+        said.members = [teacher.signals(batch) for teacher in self.teachers]
+        return said
+
+    def close(self) -> None:
+        """See `LiveTeacher.close`."""
+        for teacher in self.teachers:
+            teacher.close()
 
 
 class _Live:

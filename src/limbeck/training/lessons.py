@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,10 +33,10 @@ from limbeck.tasks.masked_lm import TEXT_LENGTH, MaskedBatches, encode_corpus
 from limbeck.tasks.random_images import RandomImages
 from limbeck.tasks.reader import Reader, TextReader, reader_of
 from limbeck.tasks.text import Batch, model_inputs
-from limbeck.teachers import LiveTeacher, RuledWords
+from limbeck.teachers import LiveTeacher, LiveTeachers, RuledWords
 from limbeck.training.on_policy import OwnAnswers
 from limbeck.training.phases import Phase
-from limbeck.training.planning import asks_live, check_same_inputs, terms_of, wanted_of
+from limbeck.training.planning import asks_live, check_same_inputs, shares_of, terms_of, wanted_of, wanted_of_each
 from limbeck.training.words import encode_language, language_metrics, sample
 
 
@@ -46,13 +46,13 @@ class Teaching:
 
     Attributes:
         knowledge: what the teacher said about the transfer set.
-        teacher: the teacher's model, for signals of every token.
+        teachers: the teacher's models, for what is inside of them.
         general: the language model that teaches the stages on plain text.
         rules: about answers; that the words of a teacher which runs along are held to.
     """
 
     knowledge: SignalSource | None = None
-    teacher: Checkpoint | None = None
+    teachers: Sequence[Checkpoint] = ()
     general: Checkpoint | None = None
     rules: AnswerRules | None = None
 
@@ -90,7 +90,7 @@ class Lesson:
     def close(self) -> None:
         """Leave the models as they were."""
         for each in (self.words, self.source):
-            if isinstance(each, (WordsAt, StatesAt, LiveTeacher, RuledWords)):
+            if isinstance(each, (WordsAt, StatesAt, LiveTeacher, LiveTeachers, RuledWords)):
                 each.close()
 
 
@@ -103,20 +103,26 @@ def prepare_lesson(
         InputError: the teacher's and the student's tokens differ where signals of every token are compared.
     """
     on_text = phase.stage.on_text
-    teacher = teaching.general if on_text else teaching.teacher
+    teachers = [teaching.general] if on_text and teaching.general else [] if on_text else list(teaching.teachers)
     torch.manual_seed(recipe.seed)  # projections and fresh heads
-    terms = terms_of(phase, task, shape_of(student.model), teacher.model if teacher else None)
+    terms = terms_of(phase, recipe, task, shape_of(student.model), [each.model for each in teachers])
     mine, its = wanted_of(terms)
     source: SignalSource | None = teaching.knowledge if its != Wanted() else None
     causal = task.kind == "causal-lm"
-    if teacher is not None and its != Wanted() and (on_text or asks_live(recipe, its, phase.stage)):
-        check_same_inputs(student, teacher, task, on_text, causal)
+    if teachers and its != Wanted() and (on_text or asks_live(recipe, its, phase.stage)):
+        for each in teachers:
+            check_same_inputs(student, each, task, on_text, causal)
         precision = hardware.pick_precision(recipe.training_of(phase.stage).precision)
-        source = LiveTeacher(teacher.model, its, precision, causal, _inputs_for(teacher, student, task))
+        live = [
+            LiveTeacher(each.model, wanted, precision, causal, _inputs_for(each, student, task))
+            for each, wanted in zip(teachers, wanted_of_each(terms, len(teachers)), strict=True)
+        ]
+        several = shares_of(recipe, phase.stage) is not None
+        source = LiveTeachers(live, source if its.logits else None) if several else live[0]
     if causal:
         return _about_language(phase, student, recipe, splits, terms, mine, source, teaching.rules)
     if on_text:
-        return _about_text(phase, student, recipe, splits, terms, mine, source, teacher)
+        return _about_text(phase, student, recipe, splits, terms, mine, source, next(iter(teachers), None))
     reader = reader_of(student, task, recipe.task.max_length)
     asks = its != Wanted() if phase.stage.on is None else phase.stage.on == "transfer"
     with hardware.processes().main_process_first():

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from limbeck.anatomy import Shape, check_head, language_head, language_head_path, parts_of, shape_of
 from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint
 from limbeck.errors import InputError
-from limbeck.objectives import Shapes, Term, build_terms
+from limbeck.objectives import FromEach, Shapes, Term, build_terms
 from limbeck.recipe.schema import Recipe, Stage
 from limbeck.recipe.served_checks import OUTPUTS
 from limbeck.signals import Wanted
@@ -54,8 +54,8 @@ def plan_stages(
         on_text: look at the stages on plain text alone.
 
     Raises:
-        InputError: a layer, width, number of heads or tokenizer that does not fit; inner signals of several teachers,
-            or of an architecture that is not known; words of a model without a head for them.
+        InputError: a layer, width, number of heads or tokenizer that does not fit; inner signals of an architecture
+            that is not known; words of a model without a head for them.
     """
     shape, stored, features = shape_of(student.model), False, set[int]()
     stages = [stage for stage in recipe.stages if on_text is None or stage.on_text == on_text]
@@ -67,30 +67,33 @@ def plan_stages(
             )
         if phase.stage.keep is not None:
             shape = replace(shape, layers=len(kept_layers(phase.stage, shape.layers)))
-        teacher = general if phase.stage.on_text else next(iter(teachers), None)
-        _check_attends(phase, recipe, student, *([teacher] if teacher else []))
-        terms = terms_of(phase, task, shape, teacher.model if teacher else None)
+        asked = [general] if phase.stage.on_text and general else [] if phase.stage.on_text else list(teachers)
+        _check_attends(phase, recipe, student, asked)
+        terms = terms_of(phase, recipe, task, shape, [each.model for each in asked])
         mine, its = wanted_of(terms)
         _check_kinds(phase, recipe, task, student, mine)
         if phase.stage.on_text and mine.logits:
             language_head_path(student.model)
         if its == Wanted():
             continue
-        if teacher is None:  # behind a server, or no network: it shows its outputs alone
+        if not asked:  # behind a server, or no network: it shows its outputs alone
             _check_outputs_alone(phase, recipe, its)
             stored = True
             continue
-        many = 1 if phase.stage.on_text else len(teachers)
-        _check_insides(phase, recipe, task, student, mine, teacher, its, many)
+        _check_insides(phase, recipe, task, student, mine, asked, its)
+        several = shares_of(recipe, phase.stage) is not None
         labels = recipe.task.kind != "causal-lm"  # whose teacher's words are held to the rules wherever they are said
-        if recipe.rules is not None and labels and not phase.stage.on_text and its.by_token and its.logits:
+        at_once = its.by_token and its.logits and not several  # several teachers' outputs are kept beforehand
+        if recipe.rules is not None and labels and not phase.stage.on_text and at_once:
             raise InputError(
                 f"stage '{phase.stage.name}' learns from the teacher's layers and its outputs at once, straight from "
                 "the teacher, whose outputs no rules have corrected; make two stages of it, or drop rules"
             )
-        if not (phase.stage.on_text or asks_live(recipe, its, phase.stage)):
-            stored = True
-            features |= its.features
+        if phase.stage.on_text:
+            continue
+        live = asks_live(recipe, its, phase.stage)
+        stored |= not live or (several and its.logits)
+        features |= frozenset() if live else its.features
     return Plan(stored, tuple(sorted(features)))
 
 
@@ -112,7 +115,7 @@ def _check_outputs_alone(phase: Phase, recipe: Recipe, its: Wanted) -> None:
     """Refuse what takes a network opened here, of a teacher that is none."""
     assert recipe.teacher is not None
     name, stage = recipe.teacher.models[0].model, phase.stage.name
-    if its.by_token or its.features:
+    if its.inside:
         raise InputError(
             f"stage '{stage}' learns from a teacher's layers, and '{name}' shows none; use soft_targets, or a teacher "
             "opened here"
@@ -124,10 +127,11 @@ def _check_outputs_alone(phase: Phase, recipe: Recipe, its: Wanted) -> None:
         )
 
 
-def _check_attends(phase: Phase, recipe: Recipe, *models: Checkpoint) -> None:
+def _check_attends(phase: Phase, recipe: Recipe, student: Checkpoint, teachers: Sequence[Checkpoint]) -> None:
     """Refuse what is about layers that attend, of a network without such."""
     stage, training = phase.stage, recipe.training_of(phase.stage)
     asked = [name for name in stage.objectives.names if name not in OUTPUTS]
+    models = [student, *(teachers if asked else [])]
     asked += [name for name, given in (("keep", stage.keep), ("layer_drop", training.layer_drop)) if given]
     without = [each.model.config.model_type for each in models if not shape_of(each.model).heads]
     if asked and without:
@@ -143,32 +147,28 @@ def _check_insides(
     task: Task,
     student: Checkpoint,
     mine: Wanted,
-    teacher: Checkpoint,
+    teachers: Sequence[Checkpoint],
     its: Wanted,
-    teachers: int,
 ) -> None:
     """Refuse signals that these models do not have, or that cannot be compared."""
     stage = phase.stage
-    if (its.by_token or its.features) and teachers > 1:
-        raise InputError(
-            f"stage '{stage.name}' learns from a teacher's layers, and there are {teachers} teachers; "
-            "several teach by soft_targets only, so give one"
-        )
     causal = task.kind == "causal-lm"
-    for checkpoint, wanted in ((teacher, its), (student, mine)):
+    for checkpoint, wanted in (*((each, its) for each in teachers), (student, mine)):
         if causal and wanted.logits:
             check_head(checkpoint.model, checkpoint.name)
-        if wanted.by_token or wanted.features:
+        if wanted.inside:
             parts_of(checkpoint.model)
     changed = recipe.training_of(stage).images is not None
-    if changed and (teachers > 1 or recipe.rules is not None):
+    if changed and (shares_of(recipe, stage) is not None or recipe.rules is not None):
         raise InputError(
             f"stage '{stage.name}' changes the images at random (training.images), and then one teacher must be asked "
             "each time, without rules; give one teacher and no rules, or leave training.images out"
         )
     if stage.on_text or causal or its.by_token or changed:
-        check_same_inputs(student, teacher, task, stage.on_text, causal)
+        for each in teachers:
+            check_same_inputs(student, each, task, stage.on_text, causal)
     if stage.on_text and its.logits:
+        (teacher,) = teachers
         language_head(teacher.model)
         sizes = [checkpoint.model.config.vocab_size for checkpoint in (student, teacher)]
         if sizes[0] != sizes[1]:
@@ -186,15 +186,40 @@ def wanted_of(terms: list[Term]) -> tuple[Wanted, Wanted]:
     )
 
 
-def terms_of(phase: Phase, task: Task, student: Shape, teacher: PreTrainedModel | None) -> list[Term]:
-    """The phase's loss, checked against the sizes of both models.
+def shares_of(recipe: Recipe, stage: Stage) -> list[float] | None:
+    """The weights of those teachers that are networks, where a stage's teacher is several models."""
+    if recipe.teacher is None or stage.on_text or len(recipe.teacher.models) == 1:
+        return None
+    return [each.weight for each in recipe.teacher.models if each.network]
+
+
+def wanted_of_each(terms: list[Term], teachers: int) -> list[Wanted]:
+    """What the terms read of each teacher; of several only what is inside of them."""
+    several = [term for term in terms if isinstance(term, FromEach)]
+    if not several:
+        return [wanted_of(terms)[1]] * teachers
+    return [reduce(or_, (term.parts[number].teacher for term in several)) for number in range(teachers)]
+
+
+def terms_of(
+    phase: Phase, recipe: Recipe, task: Task, student: Shape, teachers: Sequence[PreTrainedModel]
+) -> list[Term]:
+    """The phase's loss, checked against the sizes of all models; terms on layers look at each teacher.
 
     Raises:
         InputError: a layer, width or number of heads that does not fit.
     """
     kind = Task("masked-lm", ()) if phase.stage.on_text else task
-    shapes = Shapes(student, shape_of(teacher)) if teacher is not None else None
-    return build_terms(phase.stage.objectives, kind, shapes, phase.only)
+
+    def built(teacher: PreTrainedModel | None) -> list[Term]:
+        shapes = Shapes(student, shape_of(teacher)) if teacher is not None else None
+        return build_terms(phase.stage.objectives, kind, shapes, phase.only)
+
+    terms, shares = built(next(iter(teachers), None)), shares_of(recipe, phase.stage)
+    if shares is None or not any(term.teacher.inside for term in terms):
+        return terms
+    each = [terms, *(built(teacher) for teacher in teachers[1:])]
+    return [FromEach(parts, shares) if parts[0].teacher.inside else parts[0] for parts in zip(*each, strict=True)]
 
 
 def asks_live(recipe: Recipe, its: Wanted, stage: Stage) -> bool:
@@ -203,7 +228,10 @@ def asks_live(recipe: Recipe, its: Wanted, stage: Stage) -> bool:
         return True  # no two images are the same
     assert recipe.teacher is not None
     words = recipe.teacher.words
-    return its.by_token or (recipe.task.kind == "causal-lm" and words is not None and words.keep == "nothing")
+    several = shares_of(recipe, stage) is not None and bool(its.features)
+    return (
+        its.by_token or several or (recipe.task.kind == "causal-lm" and words is not None and words.keep == "nothing")
+    )
 
 
 def check_same_inputs(

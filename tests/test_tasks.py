@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_tokenizer
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, load_from_disk
 from scipy import special, stats
 from sklearn import metrics
 
 from limbeck.errors import InputError
-from limbeck.tasks import Task, collate, encode
+from limbeck.tasks import Task, collate, encode, text
 
 THREE = Task("classification", ("a", "b", "c"))
 MANY = Task("multi-label", ("a", "b", "c"))
@@ -122,6 +122,16 @@ def test_encode_single_texts(tokenizer):
     assert encoded["row"][:] == [0, 1]
     assert encoded["labels"][:] == [1, 0]
     assert "labels" not in encode(single("good"), tokenizer, THREE, 32).column_names
+
+
+@pytest.mark.parametrize("most", [0, 100])
+def test_encode_leaves_nothing_beside_a_table_on_disk(tokenizer, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(text, "IN_MEMORY", most)
+    single("good", "bad film", label=[1, 0]).save_to_disk(tmp_path / "table")
+    table, before = load_from_disk(tmp_path / "table"), sorted((tmp_path / "table").iterdir())
+    assert table.cache_files
+    assert encode(table, tokenizer, THREE, 32)["length"][:] == [3, 4]
+    assert sorted((tmp_path / "table").iterdir()) == before
 
 
 def test_encode_numbers_rows_across_batches_and_selections(tokenizer):

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from transformers.image_processing_utils import BaseImageProcessor
 
 from limbeck.errors import InputError
-from limbeck.tasks.text import Batch, labels_of
+from limbeck.tasks.text import Batch, labels_of, place_of_result
 
 if TYPE_CHECKING:
     from limbeck.checkpoints import Checkpoint
@@ -79,8 +79,8 @@ class ImageReader:
             remove_columns=examples.column_names,
             features=columns,
             load_from_cache_file=False,
-            keep_in_memory=not examples.cache_files,
             desc="Reading images",
+            **place_of_result(examples),
         )
         self.size = size
         return encoded.with_format("numpy")

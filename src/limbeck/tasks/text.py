@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -11,9 +12,13 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from limbeck.files import scratch
 from limbeck.tasks.task import Task
 
 Batch = dict[str, torch.Tensor]
+
+IN_MEMORY = 20_000
+"""Examples of a table on disk whose tokens may be held in memory."""
 
 # What a batch says about its examples besides the model's inputs.
 _ABOUT = ("row", "labels", "positions", "targets", "own", "importance", "advantages")
@@ -49,10 +54,20 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max
         with_indices=True,
         remove_columns=dataset.column_names,
         load_from_cache_file=False,
-        keep_in_memory=not dataset.cache_files,
         new_fingerprint=Hasher.hash(identity),
         desc="Tokenising",
+        **place_of_result(dataset, IN_MEMORY),
     )
+
+
+def place_of_result(dataset: Dataset, most: int = 0) -> dict[str, Any]:
+    """Where `dataset.map` puts what it makes: of a table on disk of more rows than `most` a file of this process's own.
+
+    By default it would lie beside the dataset, in a user's folder or among kept knowledge, and stay there.
+    """
+    if not dataset.cache_files or len(dataset) <= most:
+        return {"keep_in_memory": True}
+    return {"cache_file_name": str(scratch() / f"{uuid4().hex}.arrow")}
 
 
 def encode_batch(texts: Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> Batch:

@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from limbeck import api
+from limbeck import api, hardware
 
 WORDS = ("the", "a", "film", "plot", "it", "was", "is", "very", "good", "great", "fine", "bad", "poor", "awful")
 
@@ -154,6 +154,8 @@ def main() -> None:
             return api.distill(data=labelled, output=folder, **common, **speed)
 
         result = {
+            "machine": hardware.describe(),
+            "seed": options.seed,
             "labelling": trials("label", label, ["knowledge/*/*"], options.kills, scratch),
             "training": trials("train", distill, ["knowledge/*/*", "student/*.safetensors"], options.kills, scratch),
         }

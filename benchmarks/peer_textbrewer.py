@@ -137,6 +137,7 @@ def main() -> None:
     result = {
         "options": {**vars(options), "batch_size": BATCH, "epochs": EPOCHS},
         "machine": hardware.describe(),
+        "versions": {name: hardware.version(name) for name in ("limbeck", "textbrewer", "transformers", "torch")},
         "seconds": seconds,
         "textbrewer over limbeck": {
             name: {"median": statistics.median(each), "low": each[0], "high": each[-1]} for name, each in ratios.items()

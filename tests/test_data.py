@@ -21,6 +21,15 @@ from limbeck.tasks import Task
 TWO = Task("classification", LABELS)
 
 
+def test_labels_stated_in_another_order_than_the_teachers_outputs_are_refused():
+    names = ["negative", "positive"]
+    table = texts(names)
+    assert resolve(table, stated=names, teacher=tuple(names))[0].labels == tuple(names)
+    assert resolve(table, stated=["positive", "negative"], teacher=("LABEL_0", "LABEL_1"))[1] == [1, 0]
+    with pytest.raises(InputError, match=r"task.labels has the order .*positive.*negative.*drop task.labels"):
+        resolve(table, stated=["positive", "negative"], teacher=tuple(names))
+
+
 def texts(labels: list[Any], **features: Any) -> Dataset:
     """One numbered text per label."""
     kinds = Features({"text": Value("string"), **features}) if features else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
     DeiTImageProcessorPil,
     ViTConfig,
     ViTForImageClassification,
@@ -181,7 +184,53 @@ def test_changes_of_images_are_refused_where_there_are_none(
     assert "training.images=null" in " ".join(printed.split())
 
 
+def test_a_network_without_layers_cannot_be_cut_and_the_way_out_is_named(
+    command: Any, images_npz: Path, tmp_path: Path
+) -> None:
+    quick = ["training.epochs=1", "export=[]", "baseline=false", "evaluation.speed=false"]
+    teacher = ["train", f"data={images_npz}", "student.shape={model_type: small-cnn, channels: [4]}", *quick]
+    assert command(*teacher, f"output={tmp_path}/cnn")[0] == 0
+    words = ["distill", "hinton", f"teacher={tmp_path}/cnn", f"data={images_npz}", f"output={tmp_path}/run"]
+    code, printed = command(*words)
+    assert code == 2
+    assert "has no layers to keep; give student.shape={...} or student=MODEL" in " ".join(printed.split())
+    code, printed = command("cut", str(tmp_path / "cnn" / "model"), str(tmp_path / "cut"), "layers=1")
+    assert code == 2, printed
+    assert "has no layers to keep" in " ".join(printed.split())
+    code, printed = command(*words, "student.shape={model_type: mlp, hidden_sizes: [4]}", "teacher.features=[1]")
+    assert code == 2
+    assert "leave teacher.features out" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("damage", ["no image at all", "half of one"])
+def test_damaged_images_are_refused_with_a_sentence(
+    command: Any, images_folder: Path, image_teacher: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = shutil.copytree(images_folder, tmp_path / "images")
+    first = next(path for path in sorted(folder.rglob("*")) if path.is_file())
+    content = first.read_bytes()
+    first.write_bytes(b"no image" if damage == "no image at all" else content[: len(content) // 2])
+    words = [f"teacher={image_teacher}", f"data={folder}", "student.shape.model_type=mlp", f"output={tmp_path}/run"]
+    code, printed = command("distill", "hinton", *words)
+    assert code == 2, printed
+    assert "remove" in printed
+    assert not (tmp_path / "run" / "student").exists()
+
+
 # --- parts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_size_of_images_is_what_the_processor_makes_of_any() -> None:
+    model = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    for made, expected in (
+        (ViTImageProcessorPil(size={"height": 12, "width": 10}), (12, 10)),
+        (DeiTImageProcessorPil(size={"height": 12, "width": 12}, crop_size={"height": 8, "width": 8}), (8, 8)),
+        (ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.875), (32, 32)),  # crops without saying so
+    ):
+        assert ImageReader(Checkpoint(model, made, "tiny")).sides == expected
+    varied = CLIPImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
+    with pytest.raises(InputError, match="resizes all to one size"):
+        _ = ImageReader(Checkpoint(model, varied, "tiny")).sides
 
 
 @pytest.mark.parametrize("processor", [ViTImageProcessorPil, DeiTImageProcessorPil])

@@ -406,6 +406,25 @@ def staged(**stage: Any) -> dict[str, Any]:
             for name in ("hard_labels", "soft_targets", "embedding")
         ),
         (
+            staged(objectives={"soft_targets": 1}, on="train") | {"teacher.queries": 5},
+            "stage 'a' learns the teacher's answers to all labelled examples (on: train), and teacher.queries asks "
+            "about some alone; drop on",
+        ),
+        (
+            staged(objectives={"soft_targets": 1}, on="train")
+            | {"teacher": {"model": "m", "server": "http://localhost:1/v1"}, "student": "n"},
+            "stage 'a' learns the teacher's answers to all labelled examples (on: train), and the teacher 'm' may "
+            "leave some without an answer; drop on",
+        ),
+        (
+            {"teacher": ["A", {"model": "B", "others": "rest"}], "task": "multi-label"},
+            "the teacher 'B' is a specialist (others=rest), which is about classes, and the task is multi-label",
+        ),
+        (
+            {"teacher": ["A", {"model": "B", "others": "rest", "weight": 2}]},
+            "the teacher 'B' is a specialist (others=rest) and has weight 2; specialists have no shares, so drop weig",
+        ),
+        (
             staged(objectives={"soft_targets": 1}, training={"layer_drop": 2}),
             "stages.a.training: layer_drop: input should be less than 1, not 2",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from safetensors.torch import load_file, save_file
 
 import limbeck
 from limbeck.checkpoints import open_classifier
-from limbeck.recipe import packaged
+from limbeck.errors import InputError
+from limbeck.folder import RunFolder
+from limbeck.recipe import dump, load, packaged
 
 QUICK = [
     "task.max_length=32",
@@ -316,6 +319,27 @@ def test_another_run_s_folder_is_refused(command: Any, tmp_path: Path, tiny_teac
     code, printed = command("distill", *[w for w in words if "output" not in w], f"output={tmp_path}/mine")
     assert code == 2
     assert "holds student, which the run would overwrite" in printed
+
+
+def test_what_decides_the_student_makes_another_run_and_what_does_not_does_not(tmp_path: Path) -> None:
+    given = {"teacher": {"models": ["A", "B"]}, "data": "d.csv", "output": str(tmp_path)}
+    server = {"model": "m", "server": "http://localhost:1/v1", "http": {"body": {"inputs": "{text}"}, "label": "label"}}
+    served = {**given, "teacher": server, "student": "S"}
+    patient = {**given, "training.patience": 2}
+    folder = RunFolder(tmp_path)
+    for before, after, key in (
+        (given, {**given, "evaluation.metric": "f1_macro"}, None),  # the last checkpoint is kept, whatever is measured
+        (patient, {**patient, "evaluation.metric": "f1_macro"}, "evaluation.metric"),
+        (patient, {**patient, "evaluation.resamples": 200}, None),
+        (served, {**served, "teacher.timeout": 3, "teacher.limit": {"calls": 5}}, None),
+        (served, {**served, "teacher.http.body": {"inputs": "{text}", "limit": 5}}, "teacher.models.0.http.body.limit"),
+    ):
+        folder.recipe.write_text(dump(load("hinton", before)), "utf-8")
+        if key is None:
+            folder.check(load("hinton", after))
+            continue
+        with pytest.raises(InputError, match=re.escape(f"its {key} is")):
+            folder.check(load("hinton", after))
 
 
 def test_a_changed_teacher_is_noticed(command: Any, tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path) -> None:

@@ -30,7 +30,13 @@ _OURS = (
 )
 # What may change between two runs of the same command without making it another run.
 _FREE = ("output", "knowledge", "evaluation", "export", "about")
-_FREE_WITHIN = ("report_to", "token_limit", "timeout", "key", "rate", "price", "limit")
+_OF_SERVERS = ("timeout", "key", "rate", "price", "limit")
+_FREE_WITHIN = (
+    "training.report_to",
+    "stages.training.report_to",
+    "data.generation.token_limit",
+    *(f"teacher.{which}.{name}" for which in ("models", "general") for name in _OF_SERVERS),
+)
 _PACKAGES = ("limbeck", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "onnxruntime")
 
 
@@ -137,15 +143,19 @@ def _as_read_today(path: Path) -> Any:  # noqa: ANN401
 
 
 def _essential(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {key: _without_free(value) for key, value in recipe.items() if key not in _FREE}
+    kept = {key: _without_free(value, key) for key, value in recipe.items() if key not in _FREE}
+    trainings = [recipe["training"], *(stage["training"] for stage in recipe["stages"])]
+    if any(each.get("patience") for each in trainings):  # the metric and what it is measured on choose the checkpoint
+        kept["evaluation"] = {name: recipe["evaluation"].get(name) for name in ("metric", "examples")}
+    return kept
 
 
-def _without_free(value: Any) -> Any:  # noqa: ANN401
+def _without_free(value: Any, path: str) -> Any:  # noqa: ANN401
     if isinstance(value, list):
-        return [_without_free(each) for each in value]
+        return [_without_free(each, path) for each in value]
     if not isinstance(value, dict):
         return value
-    return {key: _without_free(each) for key, each in value.items() if key not in _FREE_WITHIN}
+    return {k: _without_free(v, f"{path}.{k}") for k, v in value.items() if f"{path}.{k}" not in _FREE_WITHIN}
 
 
 def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:  # noqa: ANN401

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from datasets import Dataset, Image
 
 from limbeck.errors import InputError
@@ -25,9 +26,29 @@ def image_bytes(table: Dataset, column: str = "image") -> Iterator[bytes]:
         InputError: an image without content.
     """
     for row, value in enumerate(table.cast_column(column, Image(decode=False))[column]):
-        if value is None or (value["bytes"] is None and not value["path"]):
+        if value is None or (value["bytes"] is None and not (value["path"] and Path(value["path"]).is_file())):
             raise InputError(f"image {row + 1} in column '{column}' is missing; remove such rows")
         yield value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+
+def check_images(table: Dataset, column: str, name: str) -> None:
+    """Refuse images that cannot be opened; of some formats only their beginning is looked at.
+
+    Args:
+        table: the examples.
+        column: where the images are.
+        name: of the data, for the message.
+
+    Raises:
+        InputError: a missing or damaged image; names the row.
+    """
+    for row, content in enumerate(image_bytes(table, column)):
+        try:
+            PIL.Image.open(io.BytesIO(content)).verify()
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL's formats raise of damaged files
+            raise InputError(
+                f"image {row + 1} in column '{column}' of the {name} data cannot be opened ({error}); remove such rows"
+            ) from None
 
 
 def thumbnail(image: Any, side: int = 96) -> str:  # noqa: ANN401

@@ -131,7 +131,7 @@ def _texts_for(recipe: Recipe, splits: Splits) -> list[str]:
     return [text for name in names for text in splits.transfer[name]]
 
 
-def enlarge(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) -> None:
+def enlarge(recipe: Recipe, ready: Prepared) -> None:
     """Add altered copies of the texts, or made-up rows, to the transfer set, where the recipe asks for them."""
     made = recipe.data.synthetic
     if made is not None:

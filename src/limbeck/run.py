@@ -79,7 +79,7 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
         if recipe.export.formats:
             (require_gguf if recipe.task.kind == "causal-lm" else require_onnx)()
         ready = prepare(recipe, objects or {}, folder)
-        enlarge(recipe, ready, objects or {})
+        enlarge(recipe, ready)
         answer_prompts(recipe, ready, objects or {})
         knowledge = ask_teacher(recipe, ready) if ready.plan.stored else None
         trained = train(as_taught(recipe, ready), ready, knowledge)
@@ -146,7 +146,7 @@ def label(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Store | W
         table = data.read(recipe.data.train, "train", objects)
         if recipe.data.label or data.label_column(table):
             ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
-            enlarge(recipe, ready, objects)
+            enlarge(recipe, ready)
             return _stored(ask_teacher(recipe, ready))
         say("data: no label column; the teacher is asked about every text")
         return _label_all(recipe, table, objects)

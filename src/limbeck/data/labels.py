@@ -43,6 +43,11 @@ def resolve_task(
         agreed = tuple(map(str, found)) if teacher is None else tuple(map(str, range(len(teacher))))
     if teacher is not None and len(agreed) != len(teacher):
         raise InputError(f"task.labels names {len(agreed)} labels, the teacher has {len(teacher)} ({_listed(teacher)})")
+    if teacher is not None and not generic and agreed != tuple(teacher) and set(agreed) == set(teacher):
+        raise InputError(
+            f"task.labels has the order {_listed(agreed)}, and the teacher's outputs that of {_listed(teacher)}; drop "
+            "task.labels"
+        )
     hot = numbers and kind == "multi-label" and _is_multi_hot(_values(table, columns))
     by_place = numbers and (hot or not _any_numeric(agreed))
     known = set(range(len(agreed))) if by_place else set(agreed)

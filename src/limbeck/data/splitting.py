@@ -15,7 +15,7 @@ from limbeck.data.columns import Columns
 from limbeck.data.labels import encode_labels
 from limbeck.data.reading import RawData
 from limbeck.errors import InputError
-from limbeck.images import image_bytes
+from limbeck.images import check_images, image_bytes
 from limbeck.tasks.features import is_nominal
 from limbeck.tasks.task import Task
 
@@ -102,8 +102,7 @@ def labelled_table(table: Dataset, columns: Columns, task: Task, name: str) -> D
 def _inputs(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:
     """The columns of the examples, checked and named as the task names them."""
     if columns.kind == "image":
-        for _ in image_bytes(table, columns.inputs[0]):
-            pass  # a missing image is refused here
+        check_images(table, columns.inputs[0], name)
         return table.select_columns(list(columns.inputs)).rename_columns(
             dict(zip(columns.inputs, task.columns, strict=True))
         )

@@ -142,7 +142,7 @@ def _disagreements(task: Task, test: Dataset, labels: Array, logits: dict[str, A
     predicted = {name: task.predict(logits[name]) for name in sides}
     distance = np.abs(sides["teacher"] - sides["student"]).sum(-1)
     if task.kind != "regression":
-        differs = q.agreement_per_example(task, predicted["student"], predicted["teacher"]) < 1
+        differs = q.agreement_per_example(predicted["student"], predicted["teacher"]) < 1
         distance = np.where(differs, distance, -1)
     shown = []
     for row in np.argsort(-distance, kind="stable")[:SHOWN]:

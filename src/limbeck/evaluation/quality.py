@@ -42,7 +42,7 @@ def retention(mine: dict[str, Any], draws: Array, teacher: dict[str, Any], teach
     return {"retention": mine["value"] / teacher["value"], "retention_interval": [low, high]}
 
 
-def agreement_per_example(task: Task, predicted: Array, teacher: Array) -> Array:
+def agreement_per_example(predicted: Array, teacher: Array) -> Array:
     """Per example [N]: the same class; the share of labels decided alike."""
     same = np.asarray(predicted == teacher, dtype=np.float64)
     return np.asarray(same.mean(-1)) if same.ndim > 1 else same
@@ -65,7 +65,7 @@ def fidelity(task: Task, logits: Array, teacher: Array, count: int, seed: int) -
         draws = np.array([correlation(rows) for rows in resamples(len(mine), count, seed)])
         value, kl = correlation(slice(None)), None
     else:
-        same = agreement_per_example(task, mine, theirs)
+        same = agreement_per_example(mine, theirs)
         draws = np.array([same[rows].mean() for rows in resamples(len(same), count, seed)])
         value, kl = float(same.mean()), divergence(task, logits, teacher)
     return {"agreement": value, "agreement_interval": list(interval(draws)), "kl": kl}

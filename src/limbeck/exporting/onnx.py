@@ -24,7 +24,7 @@ from limbeck.errors import LimbeckError
 from limbeck.files import sha256
 from limbeck.signals import Signals
 from limbeck.tasks import Task
-from limbeck.tasks.images import ImageReader, sides
+from limbeck.tasks.images import ImageReader
 from limbeck.tasks.reader import reader_of
 from limbeck.tasks.text import Batch, length_sorted_batches
 
@@ -119,7 +119,7 @@ def _example(checkpoint: Checkpoint, pair: bool) -> tuple[dict[str, torch.Tensor
         return {"features": torch.zeros(2, checkpoint.processor.width)}, axes
     if checkpoint.inputs == "image":
         reader = ImageReader(checkpoint)
-        return {"pixel_values": torch.zeros(2, reader.channels, *sides(checkpoint.processor))}, axes
+        return {"pixel_values": torch.zeros(2, reader.channels, *reader.sides)}, axes
     names = ["input_ids", "attention_mask"]
     if pair and "token_type_ids" in checkpoint.tokenizer.model_input_names:
         names.append("token_type_ids")

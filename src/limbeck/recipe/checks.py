@@ -43,6 +43,7 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if recipe.teacher is not None and recipe.teacher.weigh == "confidence" and recipe.task.kind == "regression":
         raise ValueError("a regression says no probabilities to be sure by; give teacher.weigh=given or validation")
+    _check_specialists(recipe)
     check_generation(recipe)
     check_queries(recipe)
     _refuse_idle(recipe)
@@ -50,6 +51,23 @@ def check_recipe(recipe: Recipe) -> None:
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
         raise ValueError("without a teacher the student's start must be given; add student=MODEL")
+
+
+def _check_specialists(recipe: Recipe) -> None:
+    """Refuse specialists of what is not told apart in classes, and shares for them."""
+    for model in recipe.teacher.models if recipe.teacher is not None else []:
+        if model.others is None:
+            continue
+        if recipe.task.kind != "classification":
+            raise ValueError(
+                f"the teacher '{model.model}' is a specialist (others={model.others}), which is about classes, and the "
+                f"task is {recipe.task.kind}; leave it out"
+            )
+        if model.weight != 1:
+            raise ValueError(
+                f"the teacher '{model.model}' is a specialist (others={model.others}) and has weight {model.weight:g}; "
+                "specialists have no shares, so drop weight"
+            )
 
 
 def _check_export(recipe: Recipe) -> None:

@@ -27,6 +27,7 @@ def check_labeller(recipe: Recipe) -> None:
             raise ValueError(f"{why}, and stage '{stage.name}' learns from them by {other}; use soft_targets")
     if not taught:
         raise ValueError(f"no stage learns from the teacher '{name}', which costs; give a stage soft_targets")
+    _check_answered(taught, f"the teacher '{name}' may leave some without an answer")
     if recipe.teacher.features:
         raise ValueError(f"{why}; leave teacher.features out")
     if recipe.teacher.general is None and any(s.on_text and s.objectives.needs_teacher for s in recipe.stages):
@@ -39,6 +40,16 @@ def check_labeller(recipe: Recipe) -> None:
         or (served[0].chat is not None and served[0].chat.probabilities is False)
     ):
         check_labels_alone(taught, name)
+
+
+def _check_answered(stages: Iterable[Stage], why: str) -> None:
+    """Refuse to learn the answers to all labelled examples where there may not be all."""
+    for stage in stages:
+        if stage.on == "train":
+            raise ValueError(
+                f"stage '{stage.name}' learns the teacher's answers to all labelled examples (on: train), and {why}; "
+                "drop on, and the stage learns from those that were answered"
+            )
 
 
 def check_labels_alone(stages: Iterable[Stage], teacher: str) -> None:
@@ -71,6 +82,7 @@ def check_queries(recipe: Recipe) -> None:
     others = {(stage.name, term) for stage in taught for term in stage.objectives.names if term not in OUTPUTS}
     if not taught:
         raise ValueError("teacher.queries is given, but no stage learns from the teacher's outputs; drop it")
+    _check_answered(taught, "teacher.queries asks about some alone")
     if others:
         stage, term = min(others)
         raise ValueError(

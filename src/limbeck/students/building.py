@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from limbeck.anatomy import shape_of
 from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Depth, Student
@@ -88,11 +89,22 @@ def cut_model(checkpoint: Checkpoint, layers: Depth, pattern: str) -> Checkpoint
     Raises:
         InputError: see `keep_layers`.
     """
-    depth = int(checkpoint.model.config.num_hidden_layers)
+    depth = _depth(checkpoint)
     kept = chosen_layers(layers, pattern, depth, "layers", "the model")
     made = Checkpoint(keep_layers(checkpoint.model, kept), checkpoint.processor, checkpoint.name)
     origin = {"from": "checkpoint", "model": checkpoint.name} if checkpoint.name else {"from": "model object"}
     return _record(made, origin | {"layers": kept})
+
+
+def _depth(checkpoint: Checkpoint) -> int:
+    """A model's layers."""
+    depth = shape_of(checkpoint.model).layers
+    if not depth:
+        raise InputError(
+            f"'{checkpoint.name}' is a {checkpoint.model.config.model_type}, which has no layers to keep; give "
+            "student.shape={...} or student=MODEL"
+        )
+    return depth
 
 
 def _refuse_idle_entries(student: Student) -> None:
@@ -119,7 +131,7 @@ def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Se
     if student.layers is not None:
         kept = student.layers
     whose = "the teacher" if student.model is None else "student.model"
-    depth = int(source.model.config.num_hidden_layers)
+    depth = _depth(source)
     layers = chosen_layers(kept, student.pattern, depth, model=whose)
     origin = origin | {"layers": layers}
     if student.width is not None:

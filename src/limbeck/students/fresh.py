@@ -33,7 +33,7 @@ from limbeck.students.bilstm import BiLSTMConfig
 from limbeck.students.ib_bert import IBBertConfig
 from limbeck.students.layers import keep_settings
 from limbeck.students.soft_tree import SoftTreeConfig, SoftTreeForSequenceClassification
-from limbeck.students.word_level import reading
+from limbeck.students.word_level import owner_of_embeddings, reading
 from limbeck.tasks import Task
 
 # `embeddings`, ELECTRA's `embeddings_project` and Llama's `embed_tokens`; GPT-2's; ALBERT's projection.
@@ -132,7 +132,7 @@ def _reshaped(
     depth = shape.get("num_hidden_layers")
     if isinstance(depth, int) and depth < config.num_hidden_layers:
         keep_settings(config, range(depth))
-    _refuse_unknown(config, shape)
+    refuse_unknown(config, shape)
     for name, value in shape.items():
         setattr(config, name, value)
     vars(config).pop("true_hidden_size", None)  # MobileBERT works it out when its configuration is made
@@ -155,7 +155,7 @@ def _other_architecture(
     if kind not in known:
         raise InputError(f"student.shape: no architecture '{kind}' that {does}; {nearest(str(kind), known)}")
     default = AutoConfig.for_model(kind)
-    _refuse_unknown(default, shape)
+    refuse_unknown(default, shape)
     settings: dict[str, Any] = {}
     if teacher is not None:
         theirs = teacher.model.config
@@ -197,7 +197,8 @@ def _random_model(config: PreTrainedConfig, task: Task, add_unused: bool) -> Pre
         raise InputError(f"student.shape does not make a {config.model_type}: {' '.join(str(error).split())}") from None
 
 
-def _refuse_unknown(config: PreTrainedConfig, shape: dict[str, Any]) -> None:
+def refuse_unknown(config: PreTrainedConfig, shape: dict[str, Any]) -> None:
+    """Refuse entries of `student.shape` that an architecture does not have."""
     for name in shape:
         if not hasattr(config, name):
             known = [key for key in [*config.to_dict(), *config.attribute_map] if not key.startswith("_")]
@@ -241,13 +242,7 @@ def _take_embeddings(
     student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, teacher: Checkpoint | None
 ) -> list[str]:
     """Give the student the teacher's embedding modules, by name; the names of the tensors copied."""
-    if teacher is None:
-        raise InputError("student.embeddings are the teacher's, and there is none; give teacher=MODEL or leave it out")
-    if tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise InputError(
-            f"student.embeddings are those of the teacher's {len(teacher.tokenizer)} tokens, and student.tokenizer "
-            f"has {len(tokenizer)} others; leave one of the two out"
-        )
+    teacher = owner_of_embeddings(tokenizer, teacher)
     ours, theirs = _embeddings(student), _embeddings(teacher.model)
     kinds = f"the student's {student.config.model_type} and the teacher's {teacher.model.config.model_type}"
     for name, tensor in ours.items():

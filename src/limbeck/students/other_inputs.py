@@ -16,10 +16,11 @@ from limbeck.errors import InputError
 from limbeck.recipe.schema import Student
 from limbeck.recipe.sections import nearest
 from limbeck.students.dense import MLPConfig, SmallCNNConfig
+from limbeck.students.fresh import refuse_unknown
 from limbeck.students.soft_tree import SoftTreeConfig
 from limbeck.tasks import Task
 from limbeck.tasks.features import FeatureProcessor
-from limbeck.tasks.images import sides
+from limbeck.tasks.images import ImageReader
 
 _LOOKED_AT = 1000
 """Images whose mean and deviation a student without a teacher is given."""
@@ -58,11 +59,12 @@ def _of_images(
 ) -> Checkpoint:
     ours = (MLPConfig, SmallCNNConfig, SoftTreeConfig)
     known = [*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *(each.model_type for each in ours)]
-    config = _config(kind, known, "classifies images", shape, teacher)
+    config = _config(kind, known, "classifies images", teacher)
     asked = shape.get("image_size")
-    if teacher is not None and teacher.inputs == "image" and asked in (None, _size(teacher)):
+    its = _size(teacher) if teacher is not None and teacher.inputs == "image" else None
+    if teacher is not None and its is not None and asked in (None, its):
         processor = copy.deepcopy(teacher.processor)
-        size, channels = _size(teacher), getattr(teacher.model.config, "num_channels", 3)
+        size, channels = its, getattr(teacher.model.config, "num_channels", 3)
     else:
         first = examples[0]["image"]
         size = asked or (first.size[0] if first.size[0] == first.size[1] else [first.size[1], first.size[0]])
@@ -75,14 +77,12 @@ def _of_images(
 def _of_features(
     kind: str | None, shape: dict[str, Any], teacher: Checkpoint | None, task: Task, examples: Dataset
 ) -> Checkpoint:
-    config = _config(kind, [MLPConfig.model_type, SoftTreeConfig.model_type], "reads features", shape, teacher)
+    config = _config(kind, [MLPConfig.model_type, SoftTreeConfig.model_type], "reads features", teacher)
     processor = FeatureProcessor.fit(examples, task.features)
     return Checkpoint(_model(AutoModel, config, {"num_features": processor.width} | shape, task), processor, "student")
 
 
-def _config(
-    kind: str | None, known: list[str], does: str, shape: dict[str, Any], teacher: Checkpoint | None
-) -> PreTrainedConfig:
+def _config(kind: str | None, known: list[str], does: str, teacher: Checkpoint | None) -> PreTrainedConfig:
     """The architecture's own configuration, or the teacher's."""
     if kind is None:
         assert teacher is not None
@@ -94,19 +94,19 @@ def _config(
 
 def _model(auto: Any, config: PreTrainedConfig, given: dict[str, Any], task: Task) -> Any:  # noqa: ANN401
     """A model of random weights."""
-    for name in given:
-        if not hasattr(config, name):
-            names = [key for key in [*config.to_dict(), *config.attribute_map] if not key.startswith("_")]
-            raise InputError(f"student.shape: {config.model_type} has no '{name}'; {nearest(name, names)}")
+    refuse_unknown(config, given)
     try:
         return auto.from_config(type(config).from_dict(config.to_dict() | given | task.config))
     except Exception as error:  # each architecture checks its own shapes in its own way
         raise InputError(f"student.shape does not make a {config.model_type}: {' '.join(str(error).split())}") from None
 
 
-def _size(teacher: Checkpoint) -> int | list[int]:
-    """Pixels a side of the images that a teacher reads: one number, or height and width."""
-    height, width = sides(teacher.processor)
+def _size(teacher: Checkpoint) -> int | list[int] | None:
+    """Pixels a side of the images that a teacher reads: one number, or height and width; none where they vary."""
+    try:
+        height, width = ImageReader(teacher).sides
+    except InputError:
+        return None
     return height if height == width else [height, width]
 
 

@@ -59,14 +59,24 @@ def reading(
     ours = numbered(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer)
     if not student.embeddings:
         return ours, None
-    if owner is None:
+    table = owner_of_embeddings(ours, owner).model.get_input_embeddings().weight
+    return ours, table.detach().float().cpu()[: len(ours)]
+
+
+def owner_of_embeddings(tokenizer: PreTrainedTokenizerBase, teacher: Checkpoint | None) -> Checkpoint:
+    """The teacher, whose embeddings a student that reads with this tokenizer is to have.
+
+    Raises:
+        InputError: there is none, or its tokens are others.
+    """
+    if teacher is None:
         raise InputError("student.embeddings are the teacher's, and there is none; give teacher=MODEL or leave it out")
-    if ours.get_vocab() != owner.tokenizer.get_vocab():
+    if tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise InputError(
-            f"student.embeddings are those of the teacher's {len(owner.tokenizer)} tokens, and student.tokenizer "
-            f"has {len(ours)} others; leave one of the two out"
+            f"student.embeddings are those of the teacher's {len(teacher.tokenizer)} tokens, and student.tokenizer "
+            f"has {len(tokenizer)} others; leave one of the two out"
         )
-    return ours, owner.model.get_input_embeddings().weight.detach().float().cpu()[: len(ours)]
+    return teacher
 
 
 def numbered(backend: Tokenizer, like: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from limbeck.errors import InputError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _MODES = {1: "L", 3: "RGB"}
 _BLOCK = 256
+_PROBES = ((96, 64), (64, 96))
+"""Sizes of images that tell whether a processor makes one size of all."""
 
 
 class ImageReader:
@@ -49,6 +52,16 @@ class ImageReader:
         """The processor's settings and the number of channels."""
         return {"images": processor_fingerprint(self.processor), "channels": self.channels}
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what the processor makes of any image, whatever settings it has them from.
+
+        Raises:
+            InputError: they depend on the image.
+        """
+        height, width = self._pixels([Image.new(_MODES[self.channels], size) for size in _PROBES]).shape[-2:]
+        return int(height), int(width)
+
     def encode(self, examples: Dataset) -> Dataset:
         """Columns `pixels` (uint8, flat), `row`, `length` (1: all alike) and `labels`, as numpy arrays.
 
@@ -71,17 +84,22 @@ class ImageReader:
             found = {"pixels": list(pixels.reshape(len(rows), -1)), "row": rows, "length": [1] * len(rows)}
             return found | ({"labels": part["label"]} if "label" in part else {})
 
-        encoded = examples.map(
-            read,
-            batched=True,
-            batch_size=_BLOCK,
-            with_indices=True,
-            remove_columns=examples.column_names,
-            features=columns,
-            load_from_cache_file=False,
-            desc="Reading images",
-            **place_of_result(examples),
-        )
+        try:
+            encoded = examples.map(
+                read,
+                batched=True,
+                batch_size=_BLOCK,
+                with_indices=True,
+                remove_columns=examples.column_names,
+                features=columns,
+                load_from_cache_file=False,
+                desc="Reading images",
+                **place_of_result(examples),
+            )
+        except OSError as error:
+            if error.errno is not None:
+                raise  # of the disk
+            raise InputError(f"an image cannot be read to its end ({error}); remove damaged ones") from None
         self.size = size
         return encoded.with_format("numpy")
 
@@ -135,18 +153,6 @@ def what_differs(ours: ImageReader, theirs: ImageReader) -> str | None:
         if mine != other and not (name == "crop_size" and not ours.processor.do_center_crop):
             return f"{name} {mine} and {other}"
     return None
-
-
-def sides(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of what an image processor makes of any image.
-
-    Raises:
-        InputError: they depend on the image.
-    """
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    if not size["height"] or not size["width"]:
-        raise InputError(f"the image processor resizes to {dict(size)}, which is no one height and width; set both")
-    return int(size["height"]), int(size["width"])
 
 
 def processor_fingerprint(processor: BaseImageProcessor) -> str:

@@ -17,16 +17,10 @@ from limbeck.files import sha256
 from limbeck.signals import Signals
 from limbeck.tasks import Task
 
-SUFFIX = ".skops"
 _TREE = "sklearn.tree._tree.Tree"
 """Not trusted by skops: it runs no code, but scikit-learn follows its nodes blindly, so that they are checked here."""
 _LEAST = 1e-6
 """The least probability kept: a forest says 0 and 1, whose logarithms no student can reach."""
-
-
-def is_estimator(name: str) -> bool:
-    """Whether a model's name is that of a file of scikit-learn's."""
-    return name.endswith(SUFFIX)
 
 
 def open_estimator(name: str) -> Any:  # noqa: ANN401

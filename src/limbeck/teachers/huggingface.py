@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from limbeck import hardware
-from limbeck.anatomy import Capture, WordsAt
+from limbeck.anatomy import Capture, WordsAt, shape_of
 from limbeck.checkpoints import Checkpoint, label_names, place, weights_fingerprint
 from limbeck.errors import InputError
 from limbeck.signals import Signals, Wanted
@@ -117,7 +117,12 @@ class HuggingFaceModel:
         return {name: tensor.to(self.model.device) for name, tensor in model_inputs(batch).items()}
 
     def _layer(self, number: int) -> int:
-        depth = int(self.model.config.num_hidden_layers)
+        depth = shape_of(self.model).layers
+        if not depth:
+            raise InputError(
+                f"teacher.features asks for layer {number}, and '{self.name}' has none, as it is a "
+                f"{self.model.config.model_type}; leave teacher.features out"
+            )
         if not (1 <= number <= depth or -depth <= number <= -1):
             raise InputError(f"teacher.features asks for layer {number}; '{self.name}' has layers 1 to {depth}")
         return number if number > 0 else depth + 1 + number

@@ -281,7 +281,8 @@ def both(
     said = ""
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(first)
-        assert held.begun.wait(60)
+        while not held.begun.wait(0.01) and not one.done():
+            pass
         two = pool.submit(second)
         while "waiting until it is done" not in said and not two.done():
             time.sleep(0.01)

@@ -26,7 +26,7 @@ from limbeck.data.candidates import Candidates, Slot
 from limbeck.data.word_vectors import from_embeddings, from_file, nearest_words
 from limbeck.data.words import read_words, whole_words
 from limbeck.errors import InputError
-from limbeck.recipe import schema
+from limbeck.recipe import data as schema
 from limbeck.tasks import Task
 
 ONE = Task("classification", LABELS)

@@ -194,8 +194,10 @@ def generate(teacher: Answerer, prompts: Dataset, settings: Generation, root: Pa
     spec = _describe(teacher, prompts, settings, seed)
     shards = TextShards(root / "answers", spec, FEATURES, -(-len(prompts) // SHARD_PROMPTS), "a teacher's answers")
     group = hardware.processes()
-    missing = group.is_main_process and not shards.is_finished()
-    with shards.locked() if missing else nullcontext():
+    missing = not shards.is_finished()
+    if missing:
+        teacher.check(prompts)
+    with shards.locked() if missing and group.is_main_process else nullcontext():
         group.wait_for_everyone()  # where answers are missing, the main process has the lock now
         finished = shards.is_finished()
         group.wait_for_everyone()  # all have looked before one writes
@@ -203,7 +205,6 @@ def generate(teacher: Answerer, prompts: Dataset, settings: Generation, root: Pa
             found = Answers(shards.folder, shards.load())
             say(f"generation: reused {len(found.table):,} answers from {shards.folder}; the teacher was not asked")
             return found
-        teacher.check(prompts)
         started = time.monotonic()
         _make(teacher, prompts, settings, shards, seed)
         group.wait_for_everyone()

@@ -5,7 +5,8 @@
 It prints its port. PLAN is JSON: `fail` maps a prompt to what its first requests meet (`429`, `429:SECONDS` with
 Retry-After, `500`, `cut`: the connection ends in mid-answer, `slow`: no answer for 3 seconds, `html`, `torn`: JSON that
 ends early, `empty`: no choices, any other status); `delay` is the seconds that each answer takes; `key` must come as a
-bearer token; `usage` may be false; `limit` is the one name of the limit of tokens that it takes.
+bearer token; `usage` may be false; requests after the number `hold[0]` up to `hold[1]` get no answer and wait until
+whoever asks is gone; `limit` is the one name of the limit of tokens that it takes.
 Each request becomes a line of LOG. An answer repeats its prompt, and is cut where the prompt says `long`.
 """
 
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,18 @@ class Handler(BaseHTTPRequestHandler):
             met = PLAN.get("fail", {}).get(prompt, [])
             failure = met[SEEN[prompt]] if SEEN[prompt] < len(met) else ""
             SEEN[prompt] += 1
+            first, last = PLAN.get("hold", (0, 0))
+            held = first < SEEN.total() <= last
             record = {"time": time.time(), "prompt": prompt, "body": body, "headers": dict(self.headers)}
             record |= {"failure": failure, "path": self.path, "under_way": UNDER_WAY}
             with LOG.open("a") as log:
                 log.write(json.dumps(record) + "\n")
         try:
+            if held:
+                with suppress(ConnectionError):
+                    self.connection.recv(1)
+                self.close_connection = True
+                return
             time.sleep(PLAN.get("delay", 0))
             self._answer(body, prompt, failure)
         finally:

@@ -12,7 +12,10 @@ import shutil
 import string
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +258,38 @@ def train_quickly(checkpoint: Checkpoint, rows: Dataset, task: Task, steps: int 
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+# --- two runs at once ----------------------------------------------------------------------------------------------
+
+
+class Held:
+    """Called in the middle of a run's work, it holds it there until `both` lets it go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.go_on.wait(60)
+
+
+def both(
+    first: Callable[[], Any], second: Callable[[], Any], held: Held, capsys: pytest.CaptureFixture[str]
+) -> tuple[tuple[Any, Any], str]:
+    """A run that is held in its work, and one begun meanwhile that waits for it or does not; and what they said."""
+    said = ""
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first)
+        while not held.begun.wait(0.01) and not one.done():
+            pass
+        two = pool.submit(second)
+        while "waiting until it is done" not in said and not two.done():
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+        held.go_on.set()
+        found = one.result(), two.result()
+    return found, said + capsys.readouterr().err
 
 
 # --- fixtures -----------------------------------------------------------------------------------------------------

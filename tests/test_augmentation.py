@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_model, make_reviews, make_tokenizer
+from conftest import LABELS, Held, both, make_model, make_reviews, make_tokenizer
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
@@ -26,7 +26,7 @@ from limbeck.data.candidates import Candidates, Slot
 from limbeck.data.word_vectors import from_embeddings, from_file, nearest_words
 from limbeck.data.words import read_words, whole_words
 from limbeck.errors import InputError
-from limbeck.recipe import schema
+from limbeck.recipe import data as schema
 from limbeck.tasks import Task
 
 ONE = Task("classification", LABELS)
@@ -449,6 +449,19 @@ def test_killed_at_any_shard_the_same_call_goes_on_to_the_same_bytes(
     resumed = run(tmp_path / "killed", texts, **options)
     assert resumed["text"][:] == whole["text"][:]
     assert files(store_of(tmp_path / "killed")) == files(store_of(tmp_path / "whole"))
+
+
+def test_of_two_runs_at_once_one_makes_them_and_the_other_waits_and_reuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, models = Held(), [language_model(), language_model()]
+    passes: list[int] = []
+    models[0].model.register_forward_pre_hook(lambda *_: held())
+    models[1].model.register_forward_pre_hook(lambda *_: passes.append(1))
+    made, said = both(lambda: run(tmp_path, model=models[0]), lambda: run(tmp_path, model=models[1]), held, capsys)
+    assert not passes
+    assert said.count(f"another run is making {store_of(tmp_path)}; waiting until it is done") == 1
+    assert made[0]["text"][:] == made[1]["text"][:]
 
 
 @pytest.mark.parametrize("lost", ["manifest.json", "shard-00002.arrow", "shard-00001.arrow", "shard-00000.json"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer, write_jsonl
+from conftest import Held, both, make_tokenizer, write_jsonl
 from datasets import Dataset, load_from_disk
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -272,6 +272,17 @@ def test_what_the_answers_do_not_depend_on_gives_the_same_folder(tmp_path):
     assert run(tmp_path, cut="keep").folder == first
     assert run(tmp_path, seed=5).folder == first  # nothing is drawn
     assert run(tmp_path, temperature=1).folder != run(tmp_path, temperature=1, seed=5).folder
+
+
+def test_of_two_runs_at_once_one_asks_and_the_other_waits_and_reuses(tmp_path, capsys):
+    held, teachers = Held(), [language_model(), language_model()]
+    passes = []
+    teachers[0].model.register_forward_pre_hook(lambda *_: held())
+    teachers[1].model.register_forward_pre_hook(lambda *_: passes.append(1))
+    found, said = both(lambda: run(tmp_path, teachers[0]), lambda: run(tmp_path, teachers[1]), held, capsys)
+    assert not passes
+    assert said.count(f"another run is making {store_of(tmp_path)}; waiting until it is done") == 1
+    assert found[0].table.to_list() == found[1].table.to_list()
 
 
 def test_a_damaged_shard_and_a_foreign_folder_are_named(tmp_path):

@@ -235,25 +235,28 @@ def test_a_limit_cannot_be_held_where_the_server_does_not_count(serve, tmp_path)
 
 
 def test_a_killed_command_goes_on_and_pays_for_no_kept_answer_twice(serve, tmp_path, command):
-    server = serve(delay=0.1)
+    server = serve(hold=(12, 14))
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"p{number}"}) + "\n" for number in range(40)))
     words = ["generate", str(recipe_file(tmp_path)), f"teacher.server={server.address}", "teacher.model=teacher"]
     words += [f"data={data}", "data.generation.batch_size=2", f"output={tmp_path / 'run'}"]
     killed = subprocess.Popen([sys.executable, "-m", "limbeck", *words], env={**os.environ}, start_new_session=True)
-    while len(server.requests) < 10 and killed.poll() is None:
+    kept = tmp_path / "run" / "knowledge"
+    while killed.poll() is None:  # until two requests hang and the answers to all before them are written down
+        journals = [path.read_bytes().count(b"\n") for path in kept.rglob("journal-*")]
+        if len(server.requests) == 14 and sum(journals) == 12:
+            break
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    before = len(server.requests)
-    assert 10 <= before < 40
+    assert killed.wait() == -signal.SIGKILL
+    assert len(server.requests) == 14
     code, printed = command(*words)
     assert code == 0
     assert "40 answers in" in printed
     assert "cost: 400 tokens of prompts and 200 of answers" in printed
     asked = Counter(each["prompt"] for each in server.requests)
     assert len(asked) == 40
-    assert sum(asked.values()) - 40 <= 2  # those under way when it was killed
+    assert sum(asked.values()) == 42  # those under way when it was killed are asked again
     assert command(*words)[0] == 0
     assert len(server.requests) == sum(asked.values())  # all is kept
     assert command(*words[:-1], f"output={tmp_path / 'whole'}")[0] == 0

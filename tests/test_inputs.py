@@ -370,12 +370,24 @@ def test_the_examples_on_which_models_part_are_shown() -> None:
         ({"x": np.zeros((2, 4, 4, 2), np.uint8)}, "channels"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3)}, "one for each"),
         ({"x": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
+        ({"x": np.zeros((2, 3)), "feature_names": np.array(["a", "b"])}, "3 features and feature_names of shape"),
+        ({"x": np.zeros((2, 2)), "feature_names": np.array(["a", "a"])}, "a name of its own"),
+        ({"x": np.zeros((2, 1)), "feature_names": np.array("a")}, "1 features and feature_names of shape"),
     ],
 )
 def test_arrays_that_are_no_examples_are_refused(arrays: dict[str, Any], says: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(InputError, match=says):
         read(Source(path=str(tmp_path / "bad.npz")), "train")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 4000])
+def test_a_torn_file_of_arrays_is_refused(kept: int, tmp_path: Path) -> None:
+    np.savez(tmp_path / "torn.npz", x=np.zeros((100, 8)), y=np.zeros(100))
+    whole = (tmp_path / "torn.npz").read_bytes()
+    (tmp_path / "torn.npz").write_bytes(whole[:kept])
+    with pytest.raises(InputError, match="cannot be read as arrays"):
+        read(Source(path=str(tmp_path / "torn.npz")), "train")
 
 
 def test_missing_values_and_images_are_refused_by_row(command: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import LABELS, make_model, make_reviews, make_tokenizer
+from conftest import LABELS, Held, both, make_model, make_reviews, make_tokenizer
 from datasets import Dataset, List, Value
 
 from limbeck.checkpoints import Checkpoint
@@ -44,11 +44,13 @@ class Fake:
         self.asked: list[str] = []
         self.shards = 0
         self.dies_at_shard = dies_at_shard
+        self.before: Callable[[], None] = lambda: None
         self.fingerprint = {"weights": "w", "tokenizer": "t", "max_length": 32, **fingerprint}
 
     def ask(self, texts: Dataset, features: Sequence[int] = ()) -> Signals:
         if self.shards == self.dies_at_shard:
             raise Killed
+        self.before()
         self.shards += 1
         self.asked += texts["text"][:]
         return answers(texts, features)
@@ -316,6 +318,35 @@ def test_leftovers_are_overwritten(whole, texts, tmp_path):
     (folder / "shard-00003.arrow.partial").write_bytes(b"half a shard")
     (folder / "shard-00002.arrow").write_bytes(b"in place, but never noted")
     assert resume(whole, texts, tmp_path / "cut").asked == texts["text"][PER_SHARD:]
+
+
+def test_what_a_kill_left_half_written_is_removed(whole, texts, tmp_path):
+    with pytest.raises(Killed):
+        label_texts(Fake(dies_at_shard=1), texts, TWO, tmp_path / "cut", (1, -1))
+    folder = tmp_path / "cut" / whole.folder.name
+    for name in ("shard-00007.arrow.partial", "progress/shard-00007.arrow.json.partial"):
+        (folder / name).write_bytes(b"of a version with smaller shards")
+    assert resume(whole, texts, tmp_path / "cut").asked == texts["text"][PER_SHARD:]
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_of_two_runs_at_once_one_asks_and_the_other_waits_and_reuses(whole, texts, tmp_path, capsys):
+    held, teachers = Held(), (Fake(), Fake())
+    teachers[0].before = held
+
+    def label(teacher: Fake) -> Store:
+        return label_texts(teacher, texts, TWO, tmp_path / "shared", (1, -1))
+
+    stores, said = both(lambda: label(teachers[0]), lambda: label(teachers[1]), held, capsys)
+    assert [len(teacher.asked) for teacher in teachers] == [ROWS, 0]
+    assert said.count(f"another run is making {stores[0].folder}; waiting until it is done") == 1
+    assert content(stores[0].folder) == content(stores[1].folder) == content(whole.folder)
+
+
+def test_a_finished_store_needs_no_lock(whole, texts):
+    (whole.folder / "lock").unlink()
+    label_texts(Fake(dies_at_shard=0), texts, TWO, whole.folder.parent, (1, -1))
+    assert not (whole.folder / "lock").exists()
 
 
 def test_a_damaged_shard_of_an_unfinished_store_is_named(whole, texts, tmp_path):

@@ -16,7 +16,8 @@ from limbeck.checkpoints import Checkpoint
 from limbeck.data import copies, perturbation
 from limbeck.data.perturbation import count_words, mask_word, perturb
 from limbeck.errors import InputError
-from limbeck.recipe import load, schema
+from limbeck.recipe import data as schema
+from limbeck.recipe import load
 from limbeck.tasks import Task
 
 pytest.importorskip("textblob")

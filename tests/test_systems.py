@@ -187,7 +187,7 @@ def test_it_runs_is_interrupted_and_ends_in_the_same_student(
     assert code == 0, printed
     stops = iter(range(1, 60, 5))  # each attempt gets so many updates before it is stopped, more every time
     whole = DistillationTrainer._save_checkpoint
-    left = [0]
+    left, stopped = [0], 0
 
     def stop_after_saving(self: DistillationTrainer, *args: Any, **kwargs: Any) -> None:
         whole(self, *args, **kwargs)
@@ -202,9 +202,11 @@ def test_it_runs_is_interrupted_and_ends_in_the_same_student(
             try:
                 code, printed = command(*words_for(system, tmp_path / "parts"))
             except StopError:
+                stopped += 1
                 continue
             break
     assert code == 0, printed
+    assert stopped > 0
     name = "model" if system in NO_TEACHER else "student"
     weights, resumed = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "parts"))
     assert weights.keys() == resumed.keys()

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import data as data_room
@@ -27,10 +28,13 @@ from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.evaluation.harness import measure, plan_benchmarks
 from limbeck.examples import some_texts
 from limbeck.exporting import export_model
+from limbeck.exporting.onnx import FILES
 from limbeck.files import full_disk_explained
 from limbeck.generation import Answers
 from limbeck.knowledge import Store, WordStore
+from limbeck.opening import check_fit, check_same_labels
 from limbeck.recipe import Recipe
+from limbeck.recipe.loading import explain
 from limbeck.recipe.schema import Depth, Evaluation
 from limbeck.recipe.sections import nearest
 from limbeck.rules import LabelRules, load_rules, violations
@@ -166,7 +170,14 @@ def evaluate(
 
     Returns:
         What `metrics.json` says of each model, under `student` and `teacher`; see docs/metrics.md.
+
+    Raises:
+        InputError: a setting that cannot be, data or a model that does not open, or ones that do not fit each other.
     """
+    try:
+        evaluation = Evaluation(**settings)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
     objects: dict[str, Any] = {}
     source = {"train": _name_data(data, objects), "text": text, "label": label, "features": features}
     checked = recipe_room.load(
@@ -177,6 +188,9 @@ def evaluate(
     opened = {"student": _checkpoint(model)} | ({"teacher": _checkpoint(teacher)} if teacher else {})
     names = label_names(opened["student"].model.config)
     resolved = data_room.resolve_task(table, columns, checked.task.kind, None, names)
+    check_fit(list(opened.values()), None, resolved)
+    if teacher and resolved.kind != "regression":  # the one output's name says nothing
+        check_same_labels(opened["teacher"], opened["student"])
     test = data_room.labelled_table(table, columns, resolved, "test")
     ruled = LabelRules(load_rules(rules), resolved) if rules is not None else None
     models: dict[str, Asked] = {}
@@ -184,7 +198,6 @@ def evaluate(
         if name in opened:
             check_tokenizer(opened[name], some_texts(test))
             models[name] = HuggingFaceModel(opened[name], resolved, max_length)
-    evaluation = Evaluation(**settings)
     return {
         "task": describe_task(resolved, evaluation),
         "data": {"test": len(test)},
@@ -221,7 +234,7 @@ def benchmark(
         InputError: lm-eval is not installed, an unknown benchmark, a missing file, wrong columns, no such model.
     """
     plan = plan_benchmarks(tasks, None if data is None else Path(data), limit, shots, seed)
-    opened = Checkpoint(model[0], model[1], "") if isinstance(model, tuple) else open_causal(str(model))
+    opened = _in_memory(model) or open_causal(str(model))
     opened.model.to(hardware.device())
     result = measure(plan, opened.model, opened.tokenizer, batch_size)
     return {"model": opened.name, "parameters": opened.model.num_parameters(), **result}
@@ -281,20 +294,34 @@ def check_rules(
 def export(
     model: Model, output: str | Path, formats: Sequence[str] = ("onnx", "int8"), pair: bool = False
 ) -> list[Path]:
-    """Write a classifier's ONNX forms into a folder.
+    """Write a classifier's ONNX forms into a folder; files of these forms that are there are replaced.
 
     Args:
         model: a folder, a hub name or `(model, tokenizer)`.
         output: the folder.
-        formats: `onnx` and `int8`.
+        formats: `onnx` and `int8`, or one of them.
         pair: the model reads two texts.
 
     Returns:
         The files written.
+
+    Raises:
+        InputError: no or another format, a file where the folder should be, a model that does not open, or the `onnx`
+            extra is missing.
     """
-    Path(output).mkdir(parents=True, exist_ok=True)
+    wanted: list[Any] = list(formats) if isinstance(formats, (list, tuple)) else [formats]
+    if not wanted:
+        raise InputError("formats is empty; give formats=[onnx, int8] or one of them")
+    for each in wanted:
+        if each not in list(FILES):
+            raise InputError(f"formats names '{each}', which is no form of ONNX; {nearest(str(each), list(FILES))}")
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder")
+    checkpoint = _checkpoint(model)
+    folder.mkdir(parents=True, exist_ok=True)
     with full_disk_explained():
-        return list(export_model(_checkpoint(model), Path(output), formats, pair).values())
+        return list(export_model(checkpoint, folder, wanted, pair).values())
 
 
 def cut(model: Model, output: str | Path, layers: Depth, pattern: str = "alternate") -> Path:
@@ -330,9 +357,29 @@ def cut(model: Model, output: str | Path, layers: Depth, pattern: str = "alterna
 
 
 def _checkpoint(model: Model) -> Checkpoint:
-    if isinstance(model, tuple):
+    return _in_memory(model) or open_classifier(str(model))
+
+
+def _in_memory(model: Any) -> Checkpoint | None:  # noqa: ANN401
+    """A pair of a model object and what it reads with; none where the model is named.
+
+    Raises:
+        InputError: neither.
+    """
+    if _is_pair(model):
         return Checkpoint(model[0], model[1], "")
-    return open_classifier(str(model))
+    if isinstance(model, PreTrainedModel):
+        raise InputError("a model object needs its tokenizer beside it: give (model, tokenizer)")
+    if isinstance(model, (list, tuple)):
+        raise InputError(f"one model is needed here, not {len(model)}; give a folder, a name or (model, tokenizer)")
+    return None
+
+
+def _is_pair(model: Any) -> bool:  # noqa: ANN401
+    """Whether this is `(model, tokenizer)`, and not several models."""
+    if not isinstance(model, tuple) or len(model) != 2 or not isinstance(model[0], PreTrainedModel):
+        return False
+    return not isinstance(model[1], (str, Path, tuple, PreTrainedModel))
 
 
 def _resolve(recipe: Any, given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:  # noqa: ANN401
@@ -342,7 +389,7 @@ def _resolve(recipe: Any, given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]
     values = {key: value for key, value in given.items() if value is not None or key not in named}
     if "teacher" in values:
         teacher = values["teacher"]
-        many = isinstance(teacher, list)
+        many = isinstance(teacher, (list, tuple)) and not _is_pair(teacher)
         values["teacher"] = [_name_model(each, objects) for each in teacher] if many else _name_model(teacher, objects)
     if "student" in values:
         values["student"] = _name_model(values["student"], objects)
@@ -354,11 +401,10 @@ def _resolve(recipe: Any, given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]
 
 
 def _name_model(model: Any, objects: dict[str, Any]) -> Any:  # noqa: ANN401
-    if isinstance(model, PreTrainedModel):
-        raise InputError("a model object needs its tokenizer beside it: give (model, tokenizer)")
-    if isinstance(model, tuple):
-        name = f"memory:{weights_fingerprint(model[0])[:16]}"
-        objects[name] = Checkpoint(model[0], model[1], "")
+    checkpoint = _in_memory(model)
+    if checkpoint is not None:
+        name = f"memory:{weights_fingerprint(checkpoint.model)[:16]}"
+        objects[name] = checkpoint
         return name
     return str(model) if isinstance(model, Path) else model
 

@@ -50,7 +50,8 @@ def distill(words: Words = None) -> None:
     """
     from limbeck import api
 
-    _show(api.distill(*_recipe(words), **_settings(words)))
+    places, settings = _parts(words)
+    _show(api.distill(*places, **settings))
 
 
 @app.command()
@@ -61,9 +62,12 @@ def train(words: Words = None) -> None:
     """
     from limbeck import api
 
-    settings = _settings(words)
-    path = _recipe(words)
-    _show(api.train(settings.pop("student", None), **({"recipe": path[0]} if path else {}), **settings))
+    places, settings = _parts(words)
+    if "model" in settings:
+        raise InputError("unknown key 'model'; the model to train is given as student=MODEL")
+    if places:
+        settings["recipe"] = places[0]
+    _show(api.train(settings.pop("student", None), **settings))
 
 
 @app.command()
@@ -79,7 +83,8 @@ def label(words: Words = None) -> None:
     """
     from limbeck import api
 
-    store = api.label(*_recipe(words), **_settings(words))
+    places, settings = _parts(words)
+    store = api.label(*places, **settings)
     out.print(f"{len(store):,} examples in {store.folder}", highlight=False, soft_wrap=True)
 
 
@@ -95,7 +100,8 @@ def generate(words: Words = None) -> None:
     """
     from limbeck import api
 
-    found = api.generate(*_recipe(words), **_settings(words))
+    places, settings = _parts(words)
+    found = api.generate(*places, **settings)
     out.print(f"{len(found.table):,} answers in {found.folder}", highlight=False, soft_wrap=True)
     out.print(f"cost: {found.cost()}", highlight=False, soft_wrap=True)
 
@@ -109,21 +115,23 @@ def evaluate(words: Annotated[list[str], typer.Argument(metavar="MODEL KEY=VALUE
     - `limbeck evaluate runs/a/student data=test.csv teacher=DIR output=metrics.json`
     """
     from limbeck import api
+    from limbeck.files import write_json
     from limbeck.report import metrics_table
 
-    settings = _settings(words)
+    places, settings = _parts(words, "model")
     output = settings.pop("output", None)
-    known = [*inspect.signature(api.evaluate).parameters, "metric", "resamples", "speed", "output"]
+    parameters = [name for name in inspect.signature(api.evaluate).parameters if name not in ("model", "settings")]
+    known = [*parameters, "metric", "resamples", "speed", "output"]
     for name in settings:
         if name not in known:
             raise InputError(f"unknown key '{name}'; {nearest(name, known)}")
-    model = _recipe(words)
-    if not model or "data" not in settings:
+    if not places or "data" not in settings:
         raise InputError("give a model and labelled examples: limbeck evaluate MODEL data=FILE")
-    metrics = api.evaluate(model[0], **settings)
+    path = _writable(output)
+    metrics = api.evaluate(places[0], **settings)
     out.print(metrics_table(metrics))
-    if output:
-        Path(output).write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    if path is not None:
+        write_json(path, metrics)
 
 
 @app.command()
@@ -143,8 +151,7 @@ def benchmark(
     from limbeck.evaluation.harness import LOWER_IS_BETTER
     from limbeck.files import write_json
 
-    if output is not None and not output.absolute().parent.is_dir():
-        raise InputError(f"no folder '{output.absolute().parent}' to write {output.name} into")
+    output = _writable(output)
     names = [name.strip() for name in tasks.split(",")] if tasks else None
     result = api.benchmark(model, names, data=data, limit=limit, shots=shots)
     rows = []
@@ -243,14 +250,20 @@ def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> N
     """Print a run's table again, and write its report and model card anew from metrics.json."""
     from limbeck.files import read_json
     from limbeck.folder import RunFolder
+    from limbeck.progress import say
     from limbeck.report import metrics_table, write_card, write_report
 
     run = RunFolder(folder)
     if not run.metrics.is_file():
         raise InputError(f"{folder} holds no metrics.json; give the folder of a finished run")
+    if not run.recipe.is_file():
+        raise InputError(f"{folder} holds no recipe.yaml, which the report tells of; give the whole folder of a run")
     metrics, text = read_json(run.metrics), run.recipe.read_text("utf-8")
-    model = next(part for part in (folder / "student", folder / "model") if part.is_dir())
-    write_card(metrics, text, model)
+    model = next((part for part in (folder / "student", folder / "model") if part.is_dir()), None)
+    if model is None:
+        say(f"report: no model card, as {folder} holds neither student nor model")
+    else:
+        write_card(metrics, text, model)
     write_report(metrics, text, run.report)
     out.print(metrics_table(metrics))
     out.print(f"report: {run.report}", highlight=False, soft_wrap=True)
@@ -314,6 +327,36 @@ def _recipe(words: list[str] | None) -> list[str]:
 
 def _settings(words: list[str] | None) -> dict[str, Any]:
     return recipe.parse_overrides(word for word in words or [] if "=" in word)
+
+
+def _parts(words: list[str] | None, first: str = "recipe") -> tuple[list[str], dict[str, Any]]:
+    """The one word that is no setting, where it is given, and the settings.
+
+    Args:
+        words: the command line.
+        first: what that word is.
+
+    Raises:
+        InputError: several such words, or one beside a setting that says the same.
+    """
+    places, settings = _recipe(words), _settings(words)
+    if len(places) > 1:
+        raise InputError(f"'{places[0]}' and '{places[1]}' are given where one {first} goes; settings are KEY=VALUE")
+    if places and first in settings:
+        raise InputError(f"'{places[0]}' and {first}={settings[first]} are given, but one {first} goes; drop one")
+    return places, settings
+
+
+def _writable(output: Any) -> Path | None:  # noqa: ANN401
+    """Where a file is to be written, if anywhere; refused before anything is measured where it cannot be."""
+    if output is None:
+        return None
+    path = Path(str(output))
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"no folder '{path.absolute().parent}' to write {path.name} into")
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder; give a file to write")
+    return path
 
 
 def _show(run: Any) -> None:  # noqa: ANN401

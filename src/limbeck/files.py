@@ -15,7 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from limbeck.errors import InputError, LimbeckError
+from limbeck.progress import say
+
+LOCK = "lock"
+"""The file in a folder by which runs that would write there wait for each other."""
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -54,6 +60,27 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path, waiting: str) -> Iterator[None]:
+    """Hold a folder's lock, so that one run at a time writes there. A kill lets go of it.
+
+    Args:
+        folder: made where it is missing.
+        waiting: what to say, once, where another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @cache

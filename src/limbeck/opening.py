@@ -170,12 +170,12 @@ def from_memory(name: str, objects: Mapping[str, Any]) -> Checkpoint | None:
     return objects.get(name)
 
 
-def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task, complete: bool = True) -> None:
+def check_fit(teachers: list[Checkpoint], student: Checkpoint | None, task: Task, complete: bool = True) -> None:
     """Refuse models that do not go together.
 
     Args:
         teachers: the networks among them.
-        student: before training.
+        student: before training; none where nothing is trained.
         task: what is predicted.
         complete: there are no other teachers, so that sizes can be compared. A soft decision tree may be the larger.
 
@@ -184,7 +184,7 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task, compl
             student larger than its teachers. Large tables of embeddings alone do not make it so: a row of them costs
             nothing until its word is read.
     """
-    for checkpoint in [*teachers, student]:
+    for checkpoint in [*teachers, *([student] if student else [])]:
         if checkpoint.inputs != task.inputs:
             raise InputError(
                 f"'{checkpoint.name}' reads {_READ[checkpoint.inputs]}, and the examples are {_READ[task.inputs]}; "
@@ -194,9 +194,9 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task, compl
         config = teacher.model.config
         if config.problem_type not in (None, task.config.get("problem_type")):
             raise InputError(
-                f"teacher '{teacher.name}' was trained for {config.problem_type}, the task is {task.kind}; set task=..."
+                f"'{teacher.name}' was trained for {config.problem_type}, the task is {task.kind}; set task=..."
             )
-    if teachers and complete and student.model.config.model_type != SoftTreeConfig.model_type:
+    if student and teachers and complete and student.model.config.model_type != SoftTreeConfig.model_type:
         ours = sum(p.numel() for p in student.model.parameters())
         theirs = sum(p.numel() for teacher in teachers for p in teacher.model.parameters())
         bodies = [outside_embeddings(each.model) for each in (student, *teachers)]
@@ -205,3 +205,19 @@ def check_fit(teachers: list[Checkpoint], student: Checkpoint, task: Task, compl
                 f"the student has {ours:,} parameters, more than the teacher's {theirs:,}; "
                 "give fewer student.layers or a smaller student=MODEL"
             )
+
+
+def check_same_labels(teacher: Checkpoint, student: Checkpoint) -> None:
+    """Refuse two classifiers whose outputs do not mean the same.
+
+    Raises:
+        InputError: more outputs of one than of the other, or other labels, or in another order. Labels that were never
+            named (`LABEL_0`, ...) are taken for the other's.
+    """
+    theirs, ours = label_names(teacher.model.config), label_names(student.model.config)
+    named = [names for names in (theirs, ours) if any(name != f"LABEL_{i}" for i, name in enumerate(names))]
+    if len(theirs) != len(ours) or len({*named}) > 1:
+        raise InputError(
+            f"the labels of '{teacher.name}' are {', '.join(theirs)}, those of '{student.name}' are {', '.join(ours)}; "
+            "give a teacher with the same labels in the same order"
+        )

@@ -96,7 +96,7 @@ def run(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Run:
 def _export(recipe: Recipe, student: Checkpoint, folder: Path, task: Task) -> dict[str, Path]:
     """The student in the forms that the recipe asks for, by name."""
     if task.kind != "causal-lm":
-        return export_model(student, folder, recipe.export.formats, task.pair)
+        return export_model(student, folder, recipe.export.formats, task.pair, keep=True)
     files = {name: GGUF_FILES[name] for name in recipe.export.formats}
     return {name: export_gguf(student, folder / file, kind) for name, (file, kind) in files.items()}
 
@@ -163,6 +163,8 @@ def _label_all(recipe: Recipe, table: datasets.Dataset, objects: Mapping[str, An
     if names is None:
         raise InputError("neither the data nor a model here names the labels; give task.labels=[...]")
     task = data.task_about(recipe.task.kind, names, columns)
+    opening.check_servers(recipe, task)
+    opening.check_fit(teachers, None, task)
     texts = data.labelled_table(table, columns, task, "train")
     for each in teachers:
         check_tokenizer(each, examples.some_texts(texts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def read_npz(path: Path) -> Dataset | DatasetDict:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:  # broken, or holds pickled objects
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:  # broken, or pickles
         raise InputError(f"{path} cannot be read as arrays: {' '.join(str(error).split())[:300]}") from None
     found = {split: _table(path, arrays, end) for split, end in _ENDS.items() if _named(arrays, INPUTS, end)}
     if found:
@@ -51,7 +53,12 @@ def _table(path: Path, arrays: dict[str, np.ndarray], end: str) -> Dataset:
         content["image"] = [Pillow.fromarray(each) for each in pictures]
         features["image"] = Image()
     elif inputs.ndim == 2 and inputs.dtype.kind in "iuf":
-        called = arrays.get("feature_names", [f"x{number}" for number in range(inputs.shape[1])])
+        called = arrays.get("feature_names", np.array([f"x{number}" for number in range(inputs.shape[1])]))
+        if called.shape != inputs.shape[1:] or len({*map(str, called)}) != len(called):
+            raise InputError(
+                f"{path} has {inputs.shape[1]} features and feature_names of shape {called.shape}; give each a name of "
+                "its own"
+            )
         for name, column in zip(map(str, called), inputs.T, strict=True):
             content[name], features[name] = column.astype(np.float64), Value("float64")
     else:

@@ -55,8 +55,10 @@ def altered_copies(
     group = hardware.processes()
     made = False
     if group.is_main_process and not shards.is_finished():
-        _make(texts, shards, copies, prepare, how)
-        made = True
+        with shards.locked():
+            if not shards.is_finished():  # by another run that had the lock
+                _make(texts, shards, copies, prepare, how)
+                made = True
     group.wait_for_everyone()
     found = shards.load()
     if not made:

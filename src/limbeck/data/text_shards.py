@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from datasets import Dataset, Features, load_from_disk
 
 from limbeck.arrow import describe_shards, write_shard
 from limbeck.errors import InputError
-from limbeck.files import read_json, sha256, write_json
+from limbeck.files import LOCK, locked, read_json, sha256, write_json
 
 Row = tuple[Any, ...]
 
@@ -56,7 +57,7 @@ class TextShards:
         Raises:
             InputError: the folder is something else's, or a shard's bytes are not those that were written.
         """
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        names = {path.name for path in self.folder.iterdir()} - {LOCK} if self.folder.is_dir() else set()
         ours = any(name.startswith(("shard-", "journal-")) or name == "manifest.json" for name in names)
         if self.folder.is_file() or (names and not ours):
             raise InputError(f"{self.folder} holds something else than {self.what}; move it away")
@@ -72,6 +73,10 @@ class TextShards:
             InputError: as `done`.
         """
         return len(self.done()) == self.count and (self.folder / "manifest.json").is_file()
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The folder's lock, held while its shards are made; another run that wants the same waits, and says so."""
+        return locked(self.folder, f"{self.what}: another run is making {self.folder}; waiting until it is done")
 
     def write(self, index: int, rows: list[Row]) -> None:
         """Write one shard, whole or not at all."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -40,8 +40,10 @@ def require_onnx() -> None:
     extras.require("onnx", "export to onnx or int8")
 
 
-def export_model(checkpoint: Checkpoint, folder: Path, formats: Sequence[str], pair: bool = False) -> dict[str, Path]:
-    """Write the model's ONNX forms beside its Hugging Face files; forms that are there are kept.
+def export_model(
+    checkpoint: Checkpoint, folder: Path, formats: Sequence[str], pair: bool = False, keep: bool = False
+) -> dict[str, Path]:
+    """Write the model's ONNX forms beside its Hugging Face files, each whole or not at all.
 
     Args:
         checkpoint: the trained model.
@@ -49,6 +51,7 @@ def export_model(checkpoint: Checkpoint, folder: Path, formats: Sequence[str], p
         formats: `onnx` (float32), `int8` (weights of matrix products and embeddings in int8, activations quantised
             on the fly).
         pair: the inputs have token types where the model reads them.
+        keep: forms that are there are this very model's, so that they need not be made again.
 
     Returns:
         The files by format.
@@ -61,15 +64,20 @@ def export_model(checkpoint: Checkpoint, folder: Path, formats: Sequence[str], p
         return {}
     require_onnx()
     wanted = {name: folder / FILES[name] for name in formats}
-    if all(path.exists() for path in wanted.values()):
+    scratch = folder / "export.partial"  # always the same, so that what a kill leaves is found again
+    shutil.rmtree(scratch, ignore_errors=True)
+    if keep and all(path.exists() for path in wanted.values()):
         return wanted
-    with tempfile.TemporaryDirectory(dir=folder, prefix="export-") as scratch:
-        plain = Path(scratch) / FILES["onnx"]
+    scratch.mkdir()
+    try:
+        plain = scratch / FILES["onnx"]
         _trace(checkpoint, plain, pair)
         if "int8" in formats:
-            _quantise(plain, Path(scratch) / FILES["int8"])
+            _quantise(plain, scratch / FILES["int8"])
         for name, path in wanted.items():
-            os.replace(Path(scratch) / FILES[name], path)
+            os.replace(scratch / FILES[name], path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return wanted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -193,20 +194,24 @@ def generate(teacher: Answerer, prompts: Dataset, settings: Generation, root: Pa
     spec = _describe(teacher, prompts, settings, seed)
     shards = TextShards(root / "answers", spec, FEATURES, -(-len(prompts) // SHARD_PROMPTS), "a teacher's answers")
     group = hardware.processes()
-    finished = shards.is_finished()
-    group.wait_for_everyone()  # all have looked before one writes
-    if finished:
-        found = Answers(shards.folder, shards.load())
-        say(f"generation: reused {len(found.table):,} answers from {shards.folder}; the teacher was not asked")
-        return found
-    teacher.check(prompts)
-    started = time.monotonic()
-    _make(teacher, prompts, settings, shards, seed)
-    group.wait_for_everyone()
-    if group.is_main_process:
-        shards.finish()
-        remove_journals(shards.folder)
-    group.wait_for_everyone()
+    missing = not shards.is_finished()
+    if missing:
+        teacher.check(prompts)
+    with shards.locked() if missing and group.is_main_process else nullcontext():
+        group.wait_for_everyone()  # where answers are missing, the main process has the lock now
+        finished = shards.is_finished()
+        group.wait_for_everyone()  # all have looked before one writes
+        if finished:
+            found = Answers(shards.folder, shards.load())
+            say(f"generation: reused {len(found.table):,} answers from {shards.folder}; the teacher was not asked")
+            return found
+        started = time.monotonic()
+        _make(teacher, prompts, settings, shards, seed)
+        group.wait_for_everyone()
+        if group.is_main_process:
+            shards.finish()
+            remove_journals(shards.folder)
+        group.wait_for_everyone()
     found = Answers(shards.folder, shards.load())
     say(
         f"generation: {len(found.table):,} answers to {len(prompts):,} prompts in {time.monotonic() - started:.1f} s, "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from datasets import Dataset, Features
 from rich.progress import track
 
 from limbeck import hardware
-from limbeck.files import require_space
+from limbeck.files import locked, require_space
 from limbeck.images import image_bytes
 from limbeck.knowledge import store
 from limbeck.knowledge.store import VERSION, Request, Store
@@ -74,7 +75,7 @@ def keep_shards(
     write: Callable[[Path, int, range], None],
     features: Callable[[Path], Features],
 ) -> Path:
-    """Make the shards of a store that are not there yet.
+    """Make the shards of a store that are not there yet. Of several runs that want the same one makes them.
 
     Args:
         root: the folder that holds stores.
@@ -91,18 +92,33 @@ def keep_shards(
     """
     group = hardware.processes()
     folder = root / request.key[:16]
-    if group.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        store.is_finished(folder, request)  # takes the manifest away where a shard is missing; all look at it below
+    missing = group.is_main_process and not store.is_finished(folder, request)
+    waiting = f"knowledge: another run is making {folder}; waiting until it is done"
+    with locked(folder, waiting) if missing else nullcontext():
+        if missing and not store.is_finished(folder, request):
+            store.reopen(folder)  # all look at its manifest below
+        _fill(folder, request, width, write, features)
+    return folder
+
+
+def _fill(
+    folder: Path,
+    request: Request,
+    width: int,
+    write: Callable[[Path, int, range], None],
+    features: Callable[[Path], Features],
+) -> None:
+    """Make a store's missing shards, where some are; the main process has its lock."""
+    group = hardware.processes()
     group.wait_for_everyone()
     if (folder / "manifest.json").is_file():
         say(f"knowledge: reused {request.rows:,} examples from {folder}; the teacher was not asked")
-        return folder
+        return
     done = store.finished_shards(folder, request)
     group.wait_for_everyone()
-    differing = store.what_differs(root, request)
+    differing = store.what_differs(folder.parent, request)
     if differing and not done:
-        say(f"knowledge: what is under {root} was made with other {differing}; it is left alone")
+        say(f"knowledge: what is under {folder.parent} was made with other {differing}; it is left alone")
     if done:
         say(f"knowledge: {len(done)} of {request.shards} shards are there from an earlier run; going on")
     open_shards = [index for index in range(request.shards) if index not in done]
@@ -119,4 +135,3 @@ def keep_shards(
         seconds = time.monotonic() - started
         say(f"knowledge: the teacher was asked about {request.rows:,} examples in {seconds:.1f} s; kept in {folder}")
     group.wait_for_everyone()
-    return folder

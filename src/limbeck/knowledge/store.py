@@ -162,6 +162,8 @@ def verify_shard(path: Path, digest: str) -> None:
 def finished_shards(folder: Path, request: Request) -> set[int]:
     """The shards that an earlier run finished, verified; what it left half-written is removed."""
     (folder / "progress").mkdir(parents=True, exist_ok=True)
+    for partial in folder.rglob("*.partial"):
+        partial.unlink(missing_ok=True)
     done = set()
     for index in range(request.shards):
         path, note = folder / shard_name(index), folder / "progress" / f"{shard_name(index)}.json"
@@ -205,7 +207,7 @@ def finish(folder: Path, request: Request, features: Features) -> None:
 
 
 def is_finished(folder: Path, request: Request) -> bool:
-    """Whether the manifest is there and no shard is missing. A store with a shard deleted is unfinished again.
+    """Whether the manifest is there and no shard is missing.
 
     Raises:
         InputError: the folder's manifest is that of another request.
@@ -221,11 +223,17 @@ def is_finished(folder: Path, request: Request) -> bool:
     if all((folder / shard["file"]).is_file() for shard in manifest["shards"]):
         shutil.rmtree(folder / "progress", ignore_errors=True)  # a kill right after the manifest leaves it
         return True
+    return False
+
+
+def reopen(folder: Path) -> None:
+    """Make a store of which a shard was deleted an unfinished one again; one without a manifest is that already."""
+    if not (folder / "manifest.json").is_file():
+        return
     (folder / "progress").mkdir(exist_ok=True)
-    for shard in manifest["shards"]:
+    for shard in read_json(folder / "manifest.json")["shards"]:
         write_json(folder / "progress" / f"{shard['file']}.json", {k: shard[k] for k in ("rows", "sha256")})
     (folder / "manifest.json").unlink()
-    return False
 
 
 def what_differs(root: Path, request: Request) -> str | None:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset
-from filelock import FileLock, Timeout
 
 from limbeck import hardware
 from limbeck.errors import InputError
-from limbeck.files import read_json, write_json
+from limbeck.files import locked, read_json, write_json
 from limbeck.journal import Journal, read_journals
-from limbeck.progress import say
 
 Kind = Literal["scores", "label", "wrong", "refused"]
 
@@ -76,21 +74,15 @@ class Book:
     @contextmanager
     def writing(self) -> Iterator[Journal]:
         """The journal that this process writes, with no other at work; what others wrote before is taken in."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"teacher: another process is asking this server; waiting until it is done ({self.folder})")
-            lock.acquire()
-        try:
-            with Journal(self.folder, hardware.processes().process_index) as journal:
-                if not (self.folder / "spec.json").is_file():
-                    write_json(self.folder / "spec.json", self.spec)
-                self.read()
-                yield journal
-        finally:
-            lock.release()
+        waiting = f"teacher: another process is asking this server; waiting until it is done ({self.folder})"
+        with (
+            locked(self.folder, waiting),
+            Journal(self.folder, hardware.processes().process_index) as journal,
+        ):
+            if not (self.folder / "spec.json").is_file():
+                write_json(self.folder / "spec.json", self.spec)
+            self.read()
+            yield journal
 
     def add(self, journal: Journal, entries: Sequence[Entry]) -> None:
         """Write answers down."""

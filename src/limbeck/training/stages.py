@@ -78,14 +78,16 @@ def train_stages(
     """
     folder = Path(recipe.output) / name
     log_file = Path(recipe.output) / "logs" / f"{name}.json"
+    places = Path(recipe.output) / "stages"
     if log_file.exists() and (folder / "config.json").exists():
+        if hardware.processes().is_main_process:
+            _clear(places, name)  # a kill right after the log was written leaves them
         say(f"{name}: reused the trained model in {folder}")
         log = read_json(log_file)
         return Trained(open_for(task, str(folder)), log["history"], log["seconds"])
     size = sum(p.numel() * p.element_size() for p in start.model.parameters())
     # Two checkpoints of weights and two AdamW moments, one more being written, the result.
     require_space(folder, 10 * size, f"training the {name}")
-    places = Path(recipe.output) / "stages"
     phases = phases_of(stages, recipe, shape_of(start.model).layers)
     workplaces = [places / f"{name}-{number}-{phase.name}" for number, phase in enumerate(phases, 1)]
     done: dict[str, dict[str, Any]] = {}
@@ -99,12 +101,17 @@ def train_stages(
         save_model(checkpoint, folder)
         log_file.parent.mkdir(exist_ok=True)
         write_json(log_file, {"history": history, "seconds": seconds})
-        for workplace in workplaces:
-            shutil.rmtree(workplace, ignore_errors=True)
-        if not any(places.iterdir()):
-            places.rmdir()
+        _clear(places, name)
     group.wait_for_everyone()
     return Trained(Checkpoint(checkpoint.model, checkpoint.processor, str(folder)), history, seconds)
+
+
+def _clear(places: Path, name: str) -> None:
+    """Remove a model's workplaces, and their folder with the last."""
+    for workplace in places.glob(f"{name}-*"):
+        shutil.rmtree(workplace, ignore_errors=True)
+    if places.is_dir() and not any(places.iterdir()):
+        places.rmdir()
 
 
 def _run_phase(

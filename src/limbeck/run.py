@@ -108,7 +108,8 @@ def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | Joined | WordStore:
     """
     assert recipe.teacher is not None
     if ready.task.kind == "causal-lm":
-        words = ask_for_words(recipe, ready.splits, ready.teachers[0], knowledge_root(recipe), ready.answer_rules)
+        root, rules = knowledge_root(recipe), ready.answer_rules
+        words = ask_for_words(recipe, ready.splits, ready.teachers[0], ready.student, root, rules)
         ready.teachers[0].model.cpu()
         return words
     root, length = knowledge_root(recipe), recipe.task.max_length
@@ -191,11 +192,16 @@ def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answer
         raise InputError("nobody to ask; give teacher=MODEL, and data.generation unless the recipe has it")
     with full_disk_explained():
         table = data.read(recipe.data.train, "train", objects)
-        if data.is_chat(table) and not data.has_answers(table):
-            say("data: no answers; the teacher is asked every prompt")
-            return make_answers(recipe, opening.teachers(recipe, objects), table, knowledge_root(recipe), objects)
-        ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
-        return make_answers(recipe, ready.teachers, ready.splits.train, knowledge_root(recipe), objects)
+        if recipe.data.generation.prompts is None and data.is_chat(table):
+            if data.has_answers(table):
+                table = examples.language_splits(recipe, objects).train
+            else:
+                say("data: no answers; the teacher is asked every prompt")
+                table = data.read_chat(table, answers=False)
+        teachers = opening.teachers(recipe, objects)
+        for each in teachers:
+            check_tokenizer(each, examples.some_texts(table))
+        return make_answers(recipe, teachers, table, knowledge_root(recipe), objects)
 
 
 def train(recipe: Recipe, ready: Prepared, knowledge: Store | Joined | WordStore | None) -> dict[str, Trained]:

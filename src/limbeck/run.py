@@ -264,14 +264,15 @@ def measure(
             return metrics
     say("evaluation: measuring quality, fidelity, calibration and speed")
     first = next(iter(trained.values()))
+    models, measured = _measured(recipe, ready, trained, exports)
     metrics = {
         "version": METRICS_VERSION,
         "recipe": recipe_hash,
         "method": recipe.about.title if recipe.about else None,
         "task": describe_task(ready.task, recipe.evaluation),
-        "data": ready.splits.sizes | {"notices": ready.splits.notices},
+        "data": ready.splits.sizes | {"measured": measured, "notices": ready.splits.notices},
         "machine": hardware.describe(),
-        **_measured(recipe, ready, trained, exports),
+        **models,
         "training": {
             "student" if each is first else name: {
                 "history": each.history,
@@ -294,8 +295,10 @@ def measure(
     return metrics
 
 
-def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], exports: dict[str, Path]) -> dict[str, Any]:
-    """All models on the test split."""
+def _measured(
+    recipe: Recipe, ready: Prepared, trained: dict[str, Trained], exports: dict[str, Path]
+) -> tuple[dict[str, Any], int]:
+    """All models on the test split, and on how many examples of it."""
     task, length = ready.task, recipe.task.max_length
     student = next(iter(trained.values())).checkpoint
     made = {"student": student} | {name: each.checkpoint for name, each in trained.items() if name == "baseline"}
@@ -304,7 +307,8 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
         encoded = encode_language(ready.splits.test, student, recipe.task, prompts=ready.answer_rules is not None)
         test = sample(encoded, recipe.evaluation.examples, recipe.seed)
         made |= {f"student_{name.replace('-', '_')}": open_causal(str(path)) for name, path in exports.items()}
-        return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed, ready.answer_rules)
+        rules = ready.answer_rules
+        return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed, rules), len(test)
     models: dict[str, Asked] = {}
     if recipe.teacher is not None and recipe.evaluation.teacher:
         root = knowledge_root(recipe)
@@ -317,4 +321,4 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
     tree = describe_tree(student, models["student"], ready.splits.test, task)
     if tree is not None:
         measured["student"]["tree"] = tree
-    return measured
+    return measured, len(ready.splits.test)

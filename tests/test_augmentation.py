@@ -26,7 +26,7 @@ from limbeck.data.candidates import Candidates, Slot
 from limbeck.data.word_vectors import from_embeddings, from_file, nearest_words
 from limbeck.data.words import read_words, whole_words
 from limbeck.errors import InputError
-from limbeck.recipe import data as schema
+from limbeck.recipe.data import Augmentation
 from limbeck.tasks import Task
 
 ONE = Task("classification", LABELS)
@@ -101,7 +101,7 @@ def run(root: Path, texts: Dataset | None = None, task: Task = ONE, seed: int = 
     model = changes.pop("model", None) or language_model()
     vectors_of = changes.pop("vectors_of", None) or teacher()
     length = changes.pop("length", 32)
-    settings = schema.Augmentation.model_validate({"model": "m", "copies": 5, **changes})
+    settings = Augmentation.model_validate({"model": "m", "copies": 5, **changes})
     return augment(texts or table(*REVIEWS), task, settings, model, vectors_of, root, seed, length)
 
 

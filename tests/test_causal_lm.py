@@ -8,8 +8,15 @@ import torch
 from conftest import make_causal, make_chat_tokenizer
 from datasets import Dataset
 
+from limbeck.checkpoints import Checkpoint
+from limbeck.data import Splits
 from limbeck.errors import InputError
+from limbeck.recipe import load
+from limbeck.recipe.schema import Task
+from limbeck.tasks import Task as Kind
 from limbeck.tasks.causal_lm import CausalBatches, causal_inputs, encode_chat, encode_text
+from limbeck.training import plan_stages
+from limbeck.training.words import ask_for_words, encode_language
 
 LINES = ["the soup was cold", "a long night", "bread", "the hotel seemed very old and the staff rather quiet"]
 TALK = [
@@ -30,6 +37,36 @@ def text(lines: list[str]) -> Dataset:
 
 def chat(*talks: list[dict[str, str]]) -> Dataset:
     return Dataset.from_dict({"messages": list(talks)})
+
+
+def test_an_answer_ends_at_the_end_of_turn_that_generation_settings_name():
+    tokenizer = make_chat_tokenizer()
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.eos_token = "<|endoftext|>"
+    model = make_causal(tokenizer)
+    model.generation_config.eos_token_id = [turn]
+    given = Checkpoint(model, tokenizer, "tiny")
+    (example,) = encode_language(chat(TALK), given, Task(kind="causal-lm"))
+    assert example["input_ids"][-1] == turn  # and not the line break that the template writes after it
+    assert tokenizer.decode(example["input_ids"][example["first"] :]) == "the soup was cold<|im_end|>"
+
+
+def test_the_words_are_asked_of_examples_as_the_student_reads_them(tmp_path):
+    tokenizer = make_chat_tokenizer()
+    teacher = Checkpoint(make_causal(tokenizer), tokenizer, "teacher")
+    student = Checkpoint(make_causal(tokenizer, num_hidden_layers=2, max_position_embeddings=40), tokenizer, "student")
+    stage = {"name": "distill", "objectives": {"soft_targets": 1}}
+    given = {"task": "causal-lm", "data": "x.txt", "teacher": "teacher", "output": "o", "stages": [stage]}
+    recipe = load(given)
+    table = text(LINES * 20)
+    words = ask_for_words(recipe, Splits(table, table, table, table), teacher, student, tmp_path)
+    learnt = encode_language(table, student, recipe.task)
+    assert len(learnt[0]["input_ids"]) == 40
+    assert len(words) == len(learnt)
+    task = Kind("causal-lm", ("a",) * len(tokenizer))
+    assert plan_stages(recipe, task, student, [teacher], None).stored
+    with pytest.raises(InputError, match="examples are of 128 tokens, and the teacher 'student' reads at most 40"):
+        plan_stages(recipe, task, teacher, [student], None)
 
 
 @pytest.mark.parametrize("length", [4, 5, 7, 16])

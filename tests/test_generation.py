@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Held, both, make_tokenizer, write_jsonl
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -446,6 +446,43 @@ def test_the_command_answers_and_says_where_and_at_what_cost(tmp_path, command):
     assert f"2 answers in {folder}\ncost: " in printed
     found = load_from_disk(str(folder))
     assert said(Answers(folder, found)) == [by_hand(language_model(), text, 6, {3})[0] for text in ("the book", "soup")]
+
+
+def test_of_data_with_answers_the_command_answers_the_prompts_that_a_run_learns_from(tmp_path, command):
+    model, tokenizer, _ = teacher = language_model()
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rows = [{"prompt": f"{word} {text}", "completion": "its own"} for word in ("the", "a") for text in TEXTS]
+    data = write_jsonl(tmp_path / "chat.jsonl", rows)
+    given = {"teacher": str(tmp_path / "teacher"), "data": str(data), "output": str(tmp_path / "run")}
+    words = ["generate", str(recipe_file(tmp_path)), *(f"{key}={value}" for key, value in given.items())]
+    code, printed = command(*words)
+    assert code == 0, printed
+    folder = store_of(tmp_path / "run" / "knowledge")
+    _, splits = language(recipe(tmp_path, **given), {}, teacher)
+    assert 0 < len(splits.train) < len(rows)
+    again = make_answers(recipe(tmp_path, **given), [teacher], splits.train, tmp_path / "run" / "knowledge")
+    assert again.folder == folder
+
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the book\nsoup\n")
+    words = [word for word in words if not word.startswith(("data=", "output="))]
+    code, printed = command(
+        *words, f"data={lines}", f"data.generation.prompts={lines}", f"output={tmp_path}/lines", "knowledge=null"
+    )
+    assert code == 0, printed
+    assert len(load_from_disk(str(store_of(tmp_path / "lines" / "knowledge")))) == 2
+
+
+def test_prompts_in_splits_of_their_own_are_answered_each_by_itself(tmp_path):
+    rows = [{"prompt": f"{word} {text}"} for word in ("the", "a", "we") for text in TEXTS]
+    parts = {"train": rows[:12], "validation": rows[12:15], "test": rows[15:]}
+    DatasetDict({name: Dataset.from_list(part) for name, part in parts.items()}).save_to_disk(tmp_path / "saved")
+    made = recipe(tmp_path, data=str(tmp_path / "saved"), baseline=False)
+    found = answered_splits(made, [language_model()], language(made, {}, language_model())[1], tmp_path)
+    for name, part in parts.items():
+        assert set(prompts_of(getattr(found, name))) <= {row["prompt"] for row in part}
+        assert len(getattr(found, name)) > 0
 
 
 def test_a_run_may_go_on_with_another_limit_key_or_timeout_and_not_with_another_model(tmp_path):

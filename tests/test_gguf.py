@@ -203,19 +203,3 @@ def test_a_token_that_swallows_spaces_is_refused(tmp_path: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|x|>", rstrip=True)]})
     with pytest.raises(InputError, match="rules that GGUF does not keep"):
         export_gguf(Checkpoint(make_causal(), tokenizer, "tiny"), tmp_path / "a.gguf")
-
-
-def test_llama_cpp_agrees(tmp_path: Path) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
-    for kind, splitting in (("llama", "smollm"), ("qwen2", "qwen2"), ("qwen3", "gpt-2")):
-        made = checkpoint(kind, splitting, head_dim=8)
-        path = export_gguf(made, tmp_path / f"{kind}.gguf", "f32")
-        model = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False, flash_attn=False)
-        for text in TEXTS[-10:]:
-            ids = made.tokenizer(text).input_ids
-            assert model.tokenize(text.encode(), add_bos=False, special=True) == ids
-        ids = made.tokenizer(TEXTS[-2]).input_ids
-        model.eval(ids)
-        with torch.no_grad():
-            expected = made.model(torch.tensor([ids])).logits[0].numpy()
-        np.testing.assert_allclose(model.scores[: len(ids)], expected, atol=5e-3 * np.abs(expected).max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import find_columns, read
 from limbeck.errors import InputError
 from limbeck.evaluation import evaluate_models
+from limbeck.examples import labelled
+from limbeck.recipe import load
 from limbeck.recipe.data import Data, Source
 from limbeck.recipe.schema import Evaluation, ImageChanges
 from limbeck.report.sections import disagreements
@@ -388,6 +391,44 @@ def test_a_torn_file_of_arrays_is_refused(kept: int, tmp_path: Path) -> None:
     (tmp_path / "torn.npz").write_bytes(whole[:kept])
     with pytest.raises(InputError, match="cannot be read as arrays"):
         read(Source(path=str(tmp_path / "torn.npz")), "train")
+
+
+TRAINED = [{"a": str(n), "b": f"{n}{'xy'[n % 2]}", "label": "pq"[n % 2]} for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "says"),
+    [
+        ("test", {"a": "?"}, "column 'a' of the test data holds '?' (row 2), and the training data hold numbers there"),
+        ("validation", {"a": "?"}, "column 'a' of the validation data holds '?' (row 2)"),
+        ("unlabelled", {"a": "?"}, "column 'a' of the unlabelled data holds '?' (row 2)"),
+        ("test", {"b": "1.5"}, "column 'b' of the test data holds the number 2.0 (row 1), and the training data hold"),
+    ],
+)
+def test_what_a_column_holds_is_what_it_holds_in_training(
+    part: str, row: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    train = write_csv(tmp_path / "train.csv", TRAINED)
+    other = [{**TRAINED[0], **({"b": "2"} if "b" in row else {})}, {**TRAINED[1], **row}]
+    data = {"train": str(train), "features": ["a", "b"], part: str(write_csv(tmp_path / "other.csv", other))}
+    recipe = load("fine-tune", {"data": data, "student": "s", "output": "o"})
+    with pytest.raises(InputError, match=re.escape(says)):
+        labelled(recipe, {}, [])
+
+
+def test_whole_numbers_are_names_where_the_training_data_hold_names(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "train.csv", TRAINED)
+    test = write_csv(tmp_path / "test.csv", [{"a": 1.5, "b": 7, "label": "p"}])
+    data = {"train": str(train), "features": ["a", "b"], "test": str(test)}
+    _, splits = labelled(load("fine-tune", {"data": data, "student": "s", "output": "o"}), {}, [])
+    assert splits.test[0] == {"a": 1.5, "b": "7", "label": 0}
+
+
+def test_a_model_names_the_value_that_is_no_number() -> None:
+    read = FeatureProcessor.fit(Dataset.from_dict({"a": [1.0, 2.0]}), ("a",))
+    for value in ("?", None, float("inf")):
+        with pytest.raises(InputError, match=f"numbers from column 'a', which holds {re.escape(repr(value))} in row 2"):
+            read({"a": [1.0, value]})
 
 
 def test_missing_values_and_images_are_refused_by_row(command: Any, tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FILLER, make_reviews, make_tokenizer, write_csv
+from conftest import FILLER, make_model, make_reviews, make_tokenizer, write_csv
 from datasets import Dataset, DatasetDict, Features, Value
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from limbeck import examples
+from limbeck.checkpoints import Checkpoint
 from limbeck.data import read_corpus, split_corpus
 from limbeck.errors import InputError
+from limbeck.recipe import load
 from limbeck.recipe.data import Source
 from limbeck.tasks.masked_lm import SPECIAL, START, WITHIN, MaskedBatches, encode_corpus
 
@@ -104,7 +107,7 @@ def test_a_corpus_is_the_filled_lines_of_a_file_or_table(name, tmp_path):
     else:
         table = Dataset.from_list([*rows, {"text": None, "label": None, "id": None}])
         path, objects = "memory:corpus", {"memory:corpus": DatasetDict({"train": table, "test": table})}
-    found = read_corpus(Source(path=str(path)), objects)
+    found = read_corpus(Source(path=str(path)), "train", objects)
     assert found.column_names == ["text"]
     assert found["text"][:] == want
 
@@ -129,10 +132,10 @@ def test_sources_that_hold_no_corpus_are_refused(tmp_path):
 
 def test_wide_strings_are_text_too():
     table = Dataset.from_dict({"body": ["a b c"]}, features=Features({"body": Value("large_string")}))
-    assert read_corpus(Source(path="memory:it"), {"memory:it": table})["text"][:] == ["a b c"]
+    assert read_corpus(Source(path="memory:it"), "train", {"memory:it": table})["text"][:] == ["a b c"]
 
 
-def test_held_out_lines_are_seeded_and_at_most_a_tenth(corpus):
+def test_held_out_lines_are_seeded(corpus):
     learn, held = split_corpus(corpus, 20, 0)
     assert (len(learn), len(held)) == (280, 20)
     lines = corpus.add_column("number", list(range(300)))
@@ -141,10 +144,41 @@ def test_held_out_lines_are_seeded_and_at_most_a_tenth(corpus):
     assert out["text"][:] == held["text"][:]
     assert kept["number"][:] == sorted(kept["number"])
     assert set(split_corpus(lines, 20, 1)[1]["number"]) != set(out["number"])
-    assert len(split_corpus(corpus, 1000, 0)[1]) == 30
-    assert [len(part) for part in split_corpus(corpus.select(range(5)), 1000, 0)] == [4, 1]
     with pytest.raises(InputError, match="a corpus of 1 line leaves none to hold out"):
         split_corpus(corpus.select([0]), 1, 0)
+
+
+@pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])
+def test_what_is_held_out_is_what_the_recipe_says(task, tmp_path):
+    lines = [f"the soup was {word} and {other}" for word in FILLER[:10] for other in FILLER[:10]]
+    for name, some in (("all", lines), ("few", lines[:5])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(some))
+    splits = DatasetDict({name: one(lines[:n]) for name, n in (("train", 40), ("validation", 7), ("test", 9))})
+    splits.save_to_disk(tmp_path / "saved")
+    student = Checkpoint(make_model(vocabulary=len(make_tokenizer())), make_tokenizer(eos_token="[SEP]"), "student")
+
+    def sizes(train, **given):
+        stage = {"name": "learn", "objectives": {"masked_lm" if task == "masked-lm" else "next_token": 1}}
+        source = {"train": str(tmp_path / train)} | given
+        made = load({"task": task, "data": source, "student": "s", "output": "o", "stages": [stage]})
+        _, found = (examples.words if task == "masked-lm" else examples.language)(made, {}, student)
+        return len(found.train), len(found.validation), len(found.test)
+
+    assert len(lines) == 100
+    assert sizes("all.txt") == (81, 9, 10)
+    assert sizes("few.txt") == (3, 1, 1)
+    assert sizes("all.txt", test=0.3) == (63, 7, 30)
+    assert sizes("all.txt", test=0.3, validation=0.2) == (50, 20, 30)
+    assert sizes("all.txt", validation=str(tmp_path / "few.txt")) == (90, 5, 10)
+    assert sizes("saved") == (40, 7, 9)
+    assert sizes("all.txt", test=str(tmp_path / "saved"), validation=0.5) == (50, 50, 9)
+    assert sizes("saved", test=0.25) == (30, 7, 10)
+    with pytest.raises(InputError, match=r"no file or folder '.*missing.txt'"):
+        sizes("all.txt", validation=str(tmp_path / "missing.txt"))
+    with pytest.raises(InputError, match=r"5 training examples are too few to hold out 0 for test; give data.test="):
+        sizes("few.txt", test=0.01)
+    with pytest.raises(InputError, match=r"40 training examples are too few to hold out 60 for validation"):
+        sizes("all.txt", test=0.6, validation=0.6)
 
 
 # --- cutting and packing --------------------------------------------------------------------------------------------

@@ -61,6 +61,18 @@ def test_answers_go_on_from_the_prompts_and_end_where_the_student_ends(student):
     assert "own" in made
 
 
+def test_answers_end_at_every_token_that_ends_one(student):
+    batch = a_batch()
+    said = {}
+    for ends in ((), range(3, 400, 3)):
+        made = OwnAnswers(OnPolicy(share=1, max_new_tokens=30), TOKENIZER, 0, None, ends)(student, batch, 0, 0)
+        rows = made["positions"] // made["input_ids"].shape[1]
+        said[len(ends)] = [made["targets"][rows == row].tolist() for row in range(4)]
+    for before, answer in zip(said[0], said[len(range(3, 400, 3))], strict=True):
+        end = next(place for place, token in enumerate(before) if token % 3 == 0 or token == TOKENIZER.eos_token_id)
+        assert answer == before[: end + 1]
+
+
 def test_the_same_update_gives_the_same_answers_whatever_was_drawn_before(student):
     own, batch = OwnAnswers(SECTION, TOKENIZER, 0, None), a_batch()
     first = own(student, batch, 3, 0)["input_ids"]

@@ -102,6 +102,7 @@ def test_words_that_older_yaml_took_for_booleans_stay_words(tmp_path):
     (tmp_path / "r.yaml").write_text(text)
     recipe = load(tmp_path / "r.yaml", {**PLAIN, "student": "s"})
     assert recipe.task.labels == ["no", "yes", "off"]
+    assert load("hinton", {**PLAIN, **parse_overrides(["task.labels=[no, yes]"])}).task.labels == ["no", "yes"]
     assert recipe.stages[0].on == "train"
     assert load("hinton", {**PLAIN, **parse_overrides(["baseline=false"])}).baseline is False
 
@@ -654,11 +655,23 @@ def test_every_setting_is_described():
             "data.augmentation is given, but no stage learns from a teacher's answers; drop it with",
         ),
         ({"assistant": "A"}, "assistant is given, but no stage learns from a teacher on plain text"),
+        (
+            {"training.patience": 2, "stages.distill.objectives": {"hidden": 1}},
+            "training.patience is 2, and what is learnt from layers alone has no validation metric to stop by; leave",
+        ),
+        (
+            {"stages": [{**TWO_STAGES[0], "training": {"patience": 2}}, TWO_STAGES[1]], "data.corpus": "wiki.txt"},
+            "stage 'general' has patience 2, and what is learnt from layers alone has no validation metric to stop by",
+        ),
     ],
 )
 def test_entries_that_no_stage_uses_are_refused(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
         load("hinton", PLAIN | given)
+
+
+def test_patience_is_for_the_stages_that_are_validated() -> None:
+    assert load("hinton", PLAIN | ON_TEXT | {"training.patience": 2}).training.patience == 2
 
 
 def test_a_stage_is_not_named_like_a_turn_of_another() -> None:

@@ -19,6 +19,7 @@ from limbeck.report.sentences import (
     augmentation,
     comparison,
     data,
+    fidelity,
     initialisation,
     speed_terms,
     stages,
@@ -70,6 +71,15 @@ stages:
 - name: distill
   objectives: {masked_lm: 2, soft_targets: 5}
 output: runs/words
+"""
+WRITER = """\
+task: {kind: causal-lm, max_length: 64}
+data: wiki.txt
+teacher: language
+stages:
+- name: distill
+  objectives: {next_token: 1, soft_targets: 5}
+output: runs/writer
 """
 EVIL = "<script>alert('x')</script> & \"quoted\" ``` | $5 or $6"
 
@@ -286,6 +296,19 @@ def words() -> dict:
     return metrics
 
 
+def writer() -> dict:
+    """A run of a causal language model that was measured on some of its test lines."""
+    metrics = full()
+    metrics["task"] = {"kind": "causal-lm", "labels": [], "metric": "accuracy", "pair": False, "inputs": "text"}
+    metrics["data"] |= {"test": 9000, "measured": 500}
+    for model in ("student", "baseline"):
+        metrics["training"][model]["history"] = {"distill": history(("next_token",), 2, 0.4)}
+    for name in ("teacher", "student", "baseline"):
+        metrics[name]["quality"] = {"accuracy": metrics[name]["quality"]["accuracy"]}
+        metrics[name]["slices"] = {"class": {}, "length": {}}
+    return metrics
+
+
 CASES = {
     "full": full,
     "bare": bare,
@@ -294,8 +317,9 @@ CASES = {
     "multi-label": multi_label,
     "system": system,
     "words": words,
+    "writer": writer,
 }
-RECIPES = {"system": SYSTEM, "words": WORDS}
+RECIPES = {"system": SYSTEM, "words": WORDS, "writer": WRITER}
 
 
 def printed(metrics: dict) -> str:
@@ -465,7 +489,7 @@ def test_card_has_front_matter_that_the_hub_reads(case, tmp_path):
     assert path == folder / "README.md"
     card = huggingface.ModelCard(path.read_text("utf-8"), ignore_metadata_errors=False)
     assert card.data.library_name == "transformers"
-    kind = "fill-mask" if case == "words" else "text-classification"
+    kind = {"words": "fill-mask", "writer": "text-generation"}.get(case, "text-classification")
     assert card.data.pipeline_tag == kind
     assert {result.task_type for result in card.data.eval_results} == {kind}
     assert card.data.tags == ["limbeck", "knowledge-distillation"]
@@ -473,7 +497,8 @@ def test_card_has_front_matter_that_the_hub_reads(case, tmp_path):
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     quality = metrics["student"]["quality"]
     assert list(results.values()) == [round(measured["value"], 6) for measured in quality.values()]
-    assert {result.dataset_type for result in card.data.eval_results} == {"wiki" if case == "words" else "reviews"}
+    source = "wiki" if case in ("words", "writer") else "reviews"
+    assert {result.dataset_type for result in card.data.eval_results} == {source}
     assert "\n\n\n" not in card.text
     assert not re.search("(?<!=)None", card.text)
 
@@ -800,6 +825,19 @@ def test_page_and_card_of_a_language_model(tmp_path):
     ):
         assert part in card
     assert "classes" not in card
+
+
+def test_what_is_said_of_a_model_that_writes_is_about_text_and_tokens(tmp_path):
+    metrics = writer()
+    assert "; trained on the text alone, the same student reaches" in verdict(metrics)
+    assert " of the test tokens; the mean KL" in fidelity(metrics)
+    assert "On 500 test examples" in printed(metrics)
+    card = " ".join(write_card(metrics, WRITER, tmp_path).read_text("utf-8").split())
+    assert "for this one test set of 500 examples" in card
+    assert "trained on the text alone" in card
+    page = report(metrics, tmp_path, WRITER)
+    assert "The same student on the text alone." in page
+    assert "the labels" not in page
 
 
 def test_card_says_how_a_model_opens_that_transformers_does_not_know(tmp_path):

@@ -310,7 +310,7 @@ def check_tokenizer(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
         )
     if tokenizer.pad_token_id is None:
         raise InputError(f"the tokenizer of '{name}' has no padding token; set tokenizer.pad_token and save it again")
-    if tokenizer.unk_token_id is not None:
+    if tokenizer.unk_token_id is not None and texts:
         ids = [i for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in row]
         unknown = sum(i == tokenizer.unk_token_id for i in ids) / max(len(ids), 1)
         if unknown > 0.5:

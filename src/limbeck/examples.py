@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -19,8 +20,8 @@ from limbeck.tasks.cloze import cloze
 from limbeck.tasks.masked_lm import TEXT_LENGTH
 
 HELD_LINES = 1000
-"""Lines of plain text, or conversations, held out to watch a stage by; a tenth where there are fewer than ten times as
-many."""
+"""Lines of plain text, or conversations, held out where the recipe does not say; a tenth where there are fewer than ten
+times as many."""
 ANSWERED = (
     "the {} examples came without answers, and the teacher's own stand in: accuracy and perplexity say how near a "
     "model is to what the teacher writes"
@@ -51,8 +52,8 @@ def labelled(recipe: Recipe, objects: Mapping[str, Any], teachers: list[Checkpoi
                 f"data.{name} makes examples of {kind}, and these are {task.inputs}; drop it with data.{name}=null"
             )
     if recipe.data.corpus is not None and any(stage.on_text for stage in recipe.stages):
-        corpus = data.read_corpus(recipe.data.corpus, objects)
-        splits.corpus, splits.corpus_held = data.split_corpus(corpus, HELD_LINES, recipe.seed)
+        corpus = data.read_corpus(recipe.data.corpus, "train", objects)
+        splits.corpus, splits.corpus_held = data.split_corpus(corpus, _usual(corpus), recipe.seed)
     return task, splits
 
 
@@ -65,44 +66,68 @@ def told(columns: Columns) -> str:
 
 def words(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
     """Plain text: lines to learn from, lines to watch, and single words to fill in for the report."""
-    lines = data.read_corpus(recipe.data.train, objects)
-    held = recipe.data.test
-    if isinstance(held, Source):
-        asked = data.read_corpus(held, objects)
-    else:
-        lines, asked = data.split_corpus(lines, HELD_LINES, recipe.seed + 1)
-    learn, watched = data.split_corpus(lines, HELD_LINES, recipe.seed)
+    learn, held = _parts(recipe, objects, partial(data.read_corpus, objects=objects), {"test": 1, "validation": 0})
+    watched = held["validation"]
     tokenizer, size = student.tokenizer, student.model.config.vocab_size
     tokens = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), size)))
     task = Task("masked-lm", (*tokens, *(f"unused {number}" for number in range(len(tokens), size))))
     task.main_metric(recipe.evaluation.metric)
-    test = cloze(asked, tokenizer, recipe.task.max_length or TEXT_LENGTH, recipe.seed)
+    test = cloze(held["test"], tokenizer, recipe.task.max_length or TEXT_LENGTH, recipe.seed)
     return task, Splits(learn, watched, test, learn, corpus=learn, corpus_held=watched)
 
 
 def language(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
+    """The task of a causal language model, whose labels are the student's tokens, and `language_splits`."""
+    splits = language_splits(recipe, objects)
+    size = max(student.tokenizer.get_vocab().values()) + 1
+    task = Task("causal-lm", tuple(str(token) for token in student.tokenizer.convert_ids_to_tokens(range(size))))
+    task.main_metric(recipe.evaluation.metric)
+    return task, splits
+
+
+def language_splits(recipe: Recipe, objects: Mapping[str, Any]) -> Splits:
     """Plain text (column `text`) or conversations (column `messages`) to learn from, to watch, and for the report.
 
     Where the teacher answers prompts, conversations may be prompts alone, to be answered by it; see `answered_splits`.
     """
-    answers = recipe.data.generation is None
-    learn = _language_table(recipe.data.train, "train", objects, answers)
+    read = partial(_language_table, objects=objects, answers=recipe.data.generation is None)
+    learn, held = _parts(recipe, objects, read, {"test": 0, "validation": 1})
     if data.ROW in learn.column_names:
         _refuse_prompts_alone(recipe)
-    held: dict[str, Dataset] = {}
-    for number, name in enumerate(("test", "validation")):
-        source = getattr(recipe.data, name)
-        if isinstance(source, Source):
-            held[name] = _language_table(source, name, objects, answers)
-        else:
-            size = HELD_LINES if source is None else round(source * len(learn))
-            learn, held[name] = data.split_corpus(learn, size, recipe.seed + number)
-    size = max(student.tokenizer.get_vocab().values()) + 1
-    task = Task("causal-lm", tuple(str(token) for token in student.tokenizer.convert_ids_to_tokens(range(size))))
-    task.main_metric(recipe.evaluation.metric)
     alone = [name for name in ("validation", "test") if data.ROW in held[name].column_names]
     notices = [ANSWERED.format(" and ".join(alone))] if alone else []
-    return task, Splits(learn, held["validation"], held["test"], learn, notices)
+    return Splits(learn, held["validation"], held["test"], learn, notices)
+
+
+def _parts(
+    recipe: Recipe, objects: Mapping[str, Any], read: Callable[[Source, str], Dataset], seeds: Mapping[str, int]
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """What is learnt from, and by name what is held out: other sources, or parts of it drawn by seeds of their own.
+
+    Raises:
+        InputError: see `read`; too few examples to hold out as many.
+    """
+    learn, held = read(recipe.data.train, "train"), {}
+    total = len(learn)
+    for name, seed in seeds.items():
+        source = data.source_of(recipe.data, name, objects)
+        if source is not None:
+            held[name] = read(source, name)
+            continue
+        share = getattr(recipe.data, name)
+        size = _usual(learn) if share is None else round(share * total)
+        if share is not None and not 0 < size < len(learn):
+            raise InputError(
+                f"{len(learn)} training examples are too few to hold out {size} for {name}; give data.{name}=FILE, or "
+                "another fraction"
+            )
+        learn, held[name] = data.split_corpus(learn, size, recipe.seed + seed)
+    return learn, held
+
+
+def _usual(table: Dataset) -> int:
+    """How many lines or conversations are held out where the recipe does not say."""
+    return min(HELD_LINES, max(len(table) // 10, 1))
 
 
 def _refuse_prompts_alone(recipe: Recipe) -> None:
@@ -125,7 +150,7 @@ def _language_table(source: Source, use: str, objects: Mapping[str, Any], answer
     """A table of text or conversations; unless `answers`, of prompts alone where it holds no others."""
     table = data.read(source, use, objects)
     if not data.is_chat(table):
-        return data.read_corpus(source, objects)
+        return data.read_corpus(source, use, objects)
     return data.read_chat(table) if answers else data.read_chat_or_prompts(table)
 
 

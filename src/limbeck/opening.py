@@ -11,6 +11,7 @@ from datasets import Dataset
 from limbeck.anatomy import outside_embeddings
 from limbeck.checkpoints import (
     Checkpoint,
+    ends_of,
     label_names,
     open_causal,
     open_classifier,
@@ -145,7 +146,8 @@ def answer_rules(recipe: Recipe, splits: Splits, models: Sequence[Checkpoint]) -
 def _broken_answers(rules: TokenRules, train: Dataset, model: Checkpoint) -> list[str]:
     """What to say where the data's own answers, which are learnt from, break hard rules."""
     some = [turns for turns in train[:LOOKED_AT]["messages"] if turns[-1]["role"] == "assistant"]
-    broken = sum(not rules.follows(prompt_text(turns), chat_tokens(turns, model.tokenizer)[1]) for turns in some)
+    tokenizer, ends = model.tokenizer, ends_of(model)
+    broken = sum(not rules.follows(prompt_text(turns), chat_tokens(turns, tokenizer, ends)[1]) for turns in some)
     if not broken:
         return []
     return [

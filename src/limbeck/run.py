@@ -108,7 +108,8 @@ def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | Joined | WordStore:
     """
     assert recipe.teacher is not None
     if ready.task.kind == "causal-lm":
-        words = ask_for_words(recipe, ready.splits, ready.teachers[0], knowledge_root(recipe), ready.answer_rules)
+        root, rules = knowledge_root(recipe), ready.answer_rules
+        words = ask_for_words(recipe, ready.splits, ready.teachers[0], ready.student, root, rules)
         ready.teachers[0].model.cpu()
         return words
     root, length = knowledge_root(recipe), recipe.task.max_length
@@ -193,11 +194,16 @@ def generate(recipe: Recipe, objects: Mapping[str, Any] | None = None) -> Answer
         raise InputError("nobody to ask; give teacher=MODEL, and data.generation unless the recipe has it")
     with full_disk_explained():
         table = data.read(recipe.data.train, "train", objects)
-        if data.is_chat(table) and not data.has_answers(table):
-            say("data: no answers; the teacher is asked every prompt")
-            return make_answers(recipe, opening.teachers(recipe, objects), table, knowledge_root(recipe), objects)
-        ready = prepare(recipe, objects, RunFolder(Path(recipe.output)))
-        return make_answers(recipe, ready.teachers, ready.splits.train, knowledge_root(recipe), objects)
+        if recipe.data.generation.prompts is None and data.is_chat(table):
+            if data.has_answers(table):
+                table = examples.language_splits(recipe, objects).train
+            else:
+                say("data: no answers; the teacher is asked every prompt")
+                table = data.read_chat(table, answers=False)
+        teachers = opening.teachers(recipe, objects)
+        for each in teachers:
+            check_tokenizer(each, examples.some_texts(table))
+        return make_answers(recipe, teachers, table, knowledge_root(recipe), objects)
 
 
 def train(recipe: Recipe, ready: Prepared, knowledge: Store | Joined | WordStore | None) -> dict[str, Trained]:
@@ -260,14 +266,15 @@ def measure(
             return metrics
     say("evaluation: measuring quality, fidelity, calibration and speed")
     first = next(iter(trained.values()))
+    models, measured = _measured(recipe, ready, trained, exports)
     metrics = {
         "version": METRICS_VERSION,
         "recipe": recipe_hash,
         "method": recipe.about.title if recipe.about else None,
         "task": describe_task(ready.task, recipe.evaluation),
-        "data": ready.splits.sizes | {"notices": ready.splits.notices},
+        "data": ready.splits.sizes | {"measured": measured, "notices": ready.splits.notices},
         "machine": hardware.describe(),
-        **_measured(recipe, ready, trained, exports),
+        **models,
         "training": {
             "student" if each is first else name: {
                 "history": each.history,
@@ -290,8 +297,10 @@ def measure(
     return metrics
 
 
-def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], exports: dict[str, Path]) -> dict[str, Any]:
-    """All models on the test split."""
+def _measured(
+    recipe: Recipe, ready: Prepared, trained: dict[str, Trained], exports: dict[str, Path]
+) -> tuple[dict[str, Any], int]:
+    """All models on the test split, and on how many examples of it."""
     task, length = ready.task, recipe.task.max_length
     student = next(iter(trained.values())).checkpoint
     made = {"student": student} | {name: each.checkpoint for name, each in trained.items() if name == "baseline"}
@@ -300,7 +309,8 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
         encoded = encode_language(ready.splits.test, student, recipe.task, prompts=ready.answer_rules is not None)
         test = sample(encoded, recipe.evaluation.examples, recipe.seed)
         made |= {f"student_{name.replace('-', '_')}": open_causal(str(path)) for name, path in exports.items()}
-        return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed, ready.answer_rules)
+        rules = ready.answer_rules
+        return evaluate_language(teachers | made, test, task, recipe.evaluation, recipe.seed, rules), len(test)
     models: dict[str, Asked] = {}
     if recipe.teacher is not None and recipe.evaluation.teacher:
         root = knowledge_root(recipe)
@@ -313,4 +323,4 @@ def _measured(recipe: Recipe, ready: Prepared, trained: dict[str, Trained], expo
     tree = describe_tree(student, models["student"], ready.splits.test, task)
     if tree is not None:
         measured["student"]["tree"] = tree
-    return measured
+    return measured, len(ready.splits.test)

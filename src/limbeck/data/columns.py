@@ -11,6 +11,7 @@ from limbeck.errors import InputError
 from limbeck.images import is_image
 from limbeck.recipe.data import Data
 from limbeck.recipe.sections import nearest
+from limbeck.tasks.features import is_nominal
 from limbeck.tasks.task import Inputs
 
 PAIRS = (
@@ -36,12 +37,14 @@ class Columns:
         label: the labels'.
         kind: what the inputs are.
         inferred: those that the recipe does not state.
+        nominal: of features, those that hold names and not numbers, in the table that the columns were found in.
     """
 
     inputs: tuple[str, ...]
     label: tuple[str, ...]
     kind: Inputs = "text"
     inferred: tuple[str, ...] = ()
+    nominal: tuple[str, ...] = ()
 
 
 def find_columns(table: Dataset, data: Data, labelled: bool = True) -> Columns:
@@ -72,9 +75,10 @@ def find_columns(table: Dataset, data: Data, labelled: bool = True) -> Columns:
         kind, columns = _infer_inputs(table, label)
         inferred = columns + inferred
     _check_types(table, kind, columns)
-    if kind == "features":
-        columns = tuple(name for name in columns if name not in label)
-    return Columns(columns, label, kind, inferred)
+    if kind != "features":
+        return Columns(columns, label, kind, inferred)
+    columns = tuple(name for name in columns if name not in label)
+    return Columns(columns, label, kind, inferred, tuple(name for name in columns if is_nominal(table, name)))
 
 
 def _stated(data: Data) -> dict[Inputs, tuple[str, ...]]:
@@ -109,7 +113,7 @@ def _infer_inputs(table: Dataset, label: tuple[str, ...]) -> tuple[Inputs, tuple
     images = _only(name for name in names if is_image(table, name))
     if images:
         return "image", images
-    numbers = [name for name in names if _is_number(table, name)]
+    numbers = [name for name in names if not is_nominal(table, name)]
     if numbers and numbers == names and not set(names) & set(TEXTS):
         return "features", tuple(names)
     return "text", _infer_text(table, label)
@@ -139,8 +143,3 @@ def _only(names: Iterable[str]) -> tuple[str, ...]:
 def _is_text(table: Dataset, name: str) -> bool:
     feature = table.features[name]
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _is_number(table: Dataset, name: str) -> bool:
-    feature = table.features[name]
-    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float"))

@@ -13,11 +13,12 @@ from limbeck.errors import InputError
 from limbeck.recipe.data import Source
 
 
-def read_corpus(source: Source, objects: Mapping[str, Any] | None = None) -> Dataset:
+def read_corpus(source: Source, use: str = "train", objects: Mapping[str, Any] | None = None) -> Dataset:
     """The lines of a corpus; a label column, if any, is not read.
 
     Args:
         source: a .txt file, or any other table with a column `text` or a single one of text.
+        use: see `read`.
         objects: see `read`.
 
     Returns:
@@ -26,7 +27,7 @@ def read_corpus(source: Source, objects: Mapping[str, Any] | None = None) -> Dat
     Raises:
         InputError: see `read`; no text column can be told; nothing but blank lines.
     """
-    table = read(source, "train", objects)
+    table = read(source, use, objects)
     column = _text_column(table, source)
     lines = table.select_columns(column).rename_columns({column: "text"})
     # An index in memory beside the table, which itself stays on disk.
@@ -41,7 +42,7 @@ def split_corpus(table: Dataset, held: int, seed: int) -> tuple[Dataset, Dataset
 
     Args:
         table: the lines of a corpus.
-        held: how many to hold out; fewer where that is more than a tenth, yet at least one.
+        held: how many to hold out, fewer than there are.
         seed: which.
 
     Returns:
@@ -52,9 +53,8 @@ def split_corpus(table: Dataset, held: int, seed: int) -> tuple[Dataset, Dataset
     """
     if len(table) < 2:
         raise InputError("a corpus of 1 line leaves none to hold out; break the text into lines")
-    size = min(held, max(len(table) // 10, 1))
     order = np.random.default_rng(seed).permutation(len(table))
-    return table.select(np.sort(order[size:])), table.select(np.sort(order[:size]))
+    return table.select(np.sort(order[held:])), table.select(np.sort(order[:held]))
 
 
 def _text_column(table: Dataset, source: Source) -> str:

@@ -72,14 +72,25 @@ def read_all(data: Data, objects: Mapping[str, Any] | None = None) -> RawData:
     train = read(data.train, "train", objects)
     parts: dict[str, Dataset | float] = {}
     for use in ("validation", "test"):
-        given = getattr(data, use)
-        if isinstance(given, Source):
-            parts[use] = read(given, use, objects)
-        else:
-            own = _own_split(data.train, use, objects) if given is None else None
-            parts[use] = own if own is not None else (given or 0.1)
+        given, source = getattr(data, use), source_of(data, use, objects)
+        table = read(source, use, objects) if source is not None else None
+        if given is None and table is not None and _hides_labels(table):
+            table = None
+        parts[use] = table if table is not None else (given or 0.1)
     unlabelled = read(data.unlabelled, "unlabelled", objects) if data.unlabelled else None
     return RawData(train, parts["validation"], parts["test"], unlabelled)
+
+
+def source_of(data: Data, use: str, objects: Mapping[str, Any]) -> Source | None:
+    """Where `validation` or `test` is read from: what the recipe names, else the training source's own split.
+
+    Returns:
+        None where the part is to be cut from the training examples.
+    """
+    given = getattr(data, use)
+    if isinstance(given, Source):
+        return given
+    return _own_split(data.train, use, objects) if given is None else None
 
 
 def _open(source: Source, objects: Mapping[str, Any]) -> Dataset | DatasetDict:
@@ -145,8 +156,8 @@ def _split_for(use: str, names: list[str]) -> str:
     return next((name for name in SPLIT_NAMES[use] if name in names), names[0] if len(names) == 1 else "")
 
 
-def _own_split(source: Source, use: str, objects: Mapping[str, Any]) -> Dataset | None:
-    """The source's own validation or test split, unless it comes without labels (GLUE's tests are all -1)."""
+def _own_split(source: Source, use: str, objects: Mapping[str, Any]) -> Source | None:
+    """The source's own validation or test split, unless that is what is learnt from."""
     path = Path(source.path).expanduser()
     if path.is_file() or isinstance(objects.get(source.path), Dataset):
         return None
@@ -154,12 +165,16 @@ def _own_split(source: Source, use: str, objects: Mapping[str, Any]) -> Dataset 
     opened = _open(source, objects) if local else None
     names = _hub_splits(source) if opened is None else list(opened) if isinstance(opened, DatasetDict) else []
     name = _split_for(use, names) if len(names) > 1 else ""
-    if not name:
+    if not name or name == (source.split or _split_for("train", names)):
         return None
-    table = read(source.model_copy(update={"split": name}), use, objects)
+    return source.model_copy(update={"split": name})
+
+
+def _hides_labels(table: Dataset) -> bool:
+    """Whether a split comes without labels (GLUE's tests are all -1)."""
     kinds = {column: getattr(feature, "dtype", "") for column, feature in table.features.items()}
     hidden = [column for column, kind in kinds.items() if kind in ("int64", "float32", "float64")]
-    return None if any(set(table[column][:]) == {-1} for column in hidden) else table
+    return any(set(table[column][:]) == {-1} for column in hidden)
 
 
 def _hub_splits(source: Source) -> list[str]:

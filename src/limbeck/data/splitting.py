@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from limbeck.data.labels import encode_labels
 from limbeck.data.reading import RawData
 from limbeck.errors import InputError
 from limbeck.images import check_images, image_bytes
-from limbeck.tasks.features import is_nominal
 from limbeck.tasks.task import Task
 
 
@@ -66,7 +65,7 @@ def split(raw: RawData, columns: Columns, task: Task, seed: int) -> Splits:
             train, parts[name] = _cut(train, round(part * total), task, seed, name, notices)
     transfer = train
     if raw.unlabelled is not None:
-        more = labelled_table(raw.unlabelled, Columns(columns.inputs, (), columns.kind), task, "unlabelled")
+        more = labelled_table(raw.unlabelled, replace(columns, label=()), task, "unlabelled")
         transfer = add_unlabelled(train, more, task)
     _find_leaks(transfer, parts["test"], task, notices)
     return Splits(train, parts["validation"], parts["test"], transfer, notices)
@@ -122,23 +121,50 @@ def _inputs(table: Dataset, columns: Columns, task: Task, name: str) -> Dataset:
 
 
 def _features(table: Dataset, columns: Columns, name: str) -> Dataset:
-    """Columns of numbers (float64) and names (text), none of them missing."""
+    """Columns of numbers (float64) and names (text), none of them missing; which is which, all tables share."""
     content: dict[str, list[Any]] = {}
     features: dict[str, Value] = {}
     for column in columns.inputs:
         if column == "label":
             raise InputError("a feature column is called 'label', which names what is predicted; rename it")
-        values, nominal = table[column][:], is_nominal(table, column)
-        missing = [row for row, v in enumerate(values) if v is None or (not nominal and not math.isfinite(v))]
+        nominal = column in columns.nominal
+        values = _names(table, column, name) if nominal else _numbers(table, column, name)
+        missing = [row for row, v in enumerate(values) if v is None or (isinstance(v, float) and not math.isfinite(v))]
         if missing:
             raise InputError(
                 f"{len(missing)} of {len(values)} values in column '{column}' of the {name} data are missing or not "
                 f"finite (first: row {missing[0] + 1}); fill or remove these rows, or leave the column "
                 "out of data.features"
             )
-        content[column] = [str(value) for value in values] if nominal else [float(value) for value in values]
+        content[column] = values
         features[column] = Value("string" if nominal else "float64")
     return Dataset.from_dict(content, features=Features(features))
+
+
+def _names(table: Dataset, column: str, name: str) -> list[str | None]:
+    """A column of names; numbers are none but whole ones, which are written in one way alone."""
+    values = table[column][:]
+    broken = next((row for row, value in enumerate(values) if isinstance(value, float)), None)
+    if broken is not None:
+        raise InputError(
+            f"column '{column}' of the {name} data holds the number {values[broken]} (row {broken + 1}), and the "
+            "training data hold names there, as one value that is no number makes all of a column; repair either"
+        )
+    return [None if value is None else str(value) for value in values]
+
+
+def _numbers(table: Dataset, column: str, name: str) -> list[float | None]:
+    """A column of numbers, also where they are written as text."""
+    found: list[float | None] = []
+    for row, value in enumerate(table[column][:], 1):
+        try:
+            found.append(None if value is None else float(value))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"column '{column}' of the {name} data holds {value!r} (row {row}), and the training data hold numbers "
+                "there; repair or remove the row, or leave the column out of data.features"
+            ) from None
+    return found
 
 
 def _cut(table: Dataset, size: int, task: Task, seed: int, name: str, notices: list[str]) -> tuple[Dataset, Dataset]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,18 +79,9 @@ def from_file(path: Path, words: Sequence[str]) -> WordVectors:
         InputError: not readable, rows of unequal width, or none of the words is in it.
     """
     wanted = {word.lower() for word in words}
-    own: dict[str, np.ndarray] = {}
-    vocabulary: dict[str, np.ndarray] = {}
-    for number, (word, values) in enumerate(_lines(path)):
-        proposed = number < FREQUENT and is_word(word)
-        if not proposed and word not in wanted:
-            continue
-        vector = _vector(word, values, path)
-        if proposed:
-            vocabulary.setdefault(word, vector)
-        if word in wanted:
-            own.setdefault(word, vector)
-    known = [word for word in words if word.lower() in own]
+    table = table_of(path, wanted, FREQUENT, str)
+    vocabulary = {word: table[word] for word in islice(table, FREQUENT) if is_word(word)}
+    known = [word for word in words if word.lower() in table]
     if not vocabulary or (words and not known):
         example = f", such as '{words[0]}'" if words else ""
         raise InputError(
@@ -97,7 +89,7 @@ def from_file(path: Path, words: Sequence[str]) -> WordVectors:
             "the text's language, or leave data.augmentation.vectors out"
         )
     vectors = torch.from_numpy(np.stack(list(vocabulary.values())))
-    queries = torch.from_numpy(np.stack([own[word.lower()] for word in known])) if known else vectors[:0]
+    queries = torch.from_numpy(np.stack([table[word.lower()] for word in known])) if known else vectors[:0]
     return WordVectors(known, queries, list(vocabulary), vectors)
 
 

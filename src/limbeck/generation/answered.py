@@ -18,7 +18,7 @@ from limbeck.generation.answers import Answerer, Answers, generate
 from limbeck.generation.local import LocalTeacher
 from limbeck.generation.server import ServerTeacher
 from limbeck.recipe import Recipe
-from limbeck.recipe.data import Generation, Source
+from limbeck.recipe.data import Generation
 from limbeck.rules import TextRules, load_rules
 from limbeck.rules.answers import AnswerRules
 
@@ -70,8 +70,8 @@ def answered_splits(
         split: Dataset = getattr(splits, name)
         if data.ROW not in split.column_names:
             continue
-        given = getattr(recipe.data, name)
-        source, use = (given, name) if isinstance(given, Source) else (recipe.data.train, "train")
+        held = data.source_of(recipe.data, name, objects or {}) if name != "train" else None
+        source, use = (held, name) if held is not None else (recipe.data.train, "train")
         key = (use, source.model_dump_json())
         if key not in asked:
             table = data.without_answers(data.read_chat(data.read(source, use, objects), answers=False))
@@ -121,5 +121,5 @@ def _prompts(settings: Generation, train: Dataset, objects: Mapping[str, Any] | 
     table = data.read(source, "train", objects)
     if data.is_chat(table):
         return data.without_answers(data.read_chat(table, answers=False))
-    lines = data.read_corpus(source, objects)["text"]
+    lines = data.read_corpus(source, "train", objects)["text"]
     return Dataset.from_dict({"messages": [[{"role": "user", "content": line}] for line in lines]}, features=CHAT)

@@ -47,6 +47,7 @@ def check_recipe(recipe: Recipe) -> None:
     check_generation(recipe)
     check_queries(recipe)
     _refuse_idle(recipe)
+    _check_patience(recipe)
     _check_export(recipe)
     _check_names(recipe.stages)
     if recipe.teacher is None and recipe.student.model is None and recipe.student.shape is None:
@@ -134,6 +135,24 @@ def _refuse_idle(recipe: Recipe) -> None:
             raise ValueError(f"{name} is given, but no stage {use}; drop it with {name}=null")
     if recipe.task.kind == "masked-lm" and recipe.teacher is not None and recipe.teacher.general is not None:
         raise ValueError("of task masked-lm the teacher itself is the language model; drop teacher.general")
+
+
+def _check_patience(recipe: Recipe) -> None:
+    """Refuse to wait for a metric that no stage has: what is learnt from layers alone is not validated."""
+    predicts = {"soft_targets", "hard_labels", "path_cross_entropy", "masked_lm", "next_token", "policy_gradient"}
+    causal = recipe.task.kind == "causal-lm"
+    without = [stage for stage in recipe.stages if not causal and not predicts & set(stage.objectives.names)]
+    for stage in without:
+        if stage.training.get("patience") is not None:
+            raise ValueError(
+                f"stage '{stage.name}' has patience {stage.training['patience']}, and what is learnt from layers alone "
+                "has no validation metric to stop by; leave it out"
+            )
+    if recipe.training.patience is not None and len(without) == len(recipe.stages):
+        raise ValueError(
+            f"training.patience is {recipe.training.patience}, and what is learnt from layers alone has no validation "
+            "metric to stop by; leave it out"
+        )
 
 
 def _check_text_alone(recipe: Recipe) -> None:

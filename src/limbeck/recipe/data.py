@@ -138,9 +138,11 @@ class Data(Section):
     train: Source
     """The training examples."""
     validation: Source | Fraction | None = None
-    """Examples, or the fraction of `train` held out, to choose checkpoints by. The source's own split or 0.1."""
+    """Examples, or the fraction of `train` held out, to choose checkpoints by. When not given, the source's own
+    split, else a tenth; of plain text and conversations at most 1,000."""
     test: Source | Fraction | None = None
-    """Examples, or the fraction of `train` held out, that the report is about. The source's own split or 0.1."""
+    """Examples, or the fraction of `train` held out, that the report is about. When not given, as
+    `validation`."""
     unlabelled: Source | None = None
     """More text for the teacher to label; its label column, if any, is not read."""
     corpus: Source | None = None

@@ -72,7 +72,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, _, text = pair.partition("=")
         try:
-            overrides[key.strip()] = yaml.safe_load(text) if text.strip() else None
+            overrides[key.strip()] = read_yaml(text) if text.strip() else None
         except yaml.YAMLError:
             raise InputError(f"the value of '{key}' is not YAML: {text}; quote it") from None
     return overrides

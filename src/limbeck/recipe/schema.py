@@ -159,8 +159,9 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware computes in it, float16 on older GPUs, else float32."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop when the validation metric has not improved for so many epochs, and keep the best checkpoint. When not
-    given, training runs to its end and keeps the last: by a few hundred examples the best is mostly the luckiest."""
+    """Stop when the validation metric has not improved for so many validations, and keep the best checkpoint. A stage
+    on layers alone has no such metric and runs to its end. When not given, every stage does, and keeps the last: by a
+    few hundred examples the best is mostly the luckiest."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between checkpoints, and between validations. One per epoch when not given."""
     layer_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -15,7 +15,7 @@ from limbeck.recipe import Recipe, load
 from limbeck.report import sentences
 from limbeck.report.html import environment
 from limbeck.report.numbers import known, title
-from limbeck.report.table import Metrics, get, headline, models, name_of
+from limbeck.report.table import Metrics, get, headline, models, name_of, tested
 
 # The names that the Hub knows our metrics by, with what tells two of one name apart.
 _HUB_METRICS: dict[str, dict[str, Any]] = {
@@ -58,6 +58,7 @@ def write_card(metrics: Metrics, recipe_yaml: str, folder: Path) -> Path:
         text_teacher=sentences.text_teacher(recipe),
         augmentation=sentences.augmentation(recipe),
         plain=_opens_in_plain_transformers(folder),
+        tested=tested(metrics),
         taught=sentences.taught_by_data(metrics),
         inputs=metrics["task"].get("inputs", "text"),
         many=sentences.examples_of(metrics).removeprefix("single "),

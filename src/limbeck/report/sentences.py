@@ -21,7 +21,7 @@ from limbeck.report.numbers import (
     times,
     title,
 )
-from limbeck.report.table import Metrics, get, main_metric, models, name_of, number, speed_up
+from limbeck.report.table import Metrics, get, main_metric, models, name_of, number, speed_up, tested
 
 
 def verdict(metrics: Metrics) -> str:
@@ -31,7 +31,7 @@ def verdict(metrics: Metrics) -> str:
     if retention is None or not metrics.get("teacher"):
         reached = score(metric, get(metrics, "student", "quality", metric, "value"))
         who = name_of(metrics, "student").lower()
-        sentence = f"The {who}'s {phrase(metric)} is {reached} on {metrics['data']['test']:,} test examples"
+        sentence = f"The {who}'s {phrase(metric)} is {reached} on {tested(metrics):,} test examples"
     else:
         sentence = f"The student keeps {percent(retention)} of the teacher's {phrase(metric)}"
     teacher, student = (number(metrics, name, "size", "bytes") for name in ("teacher", "student"))
@@ -49,7 +49,9 @@ def verdict(metrics: Metrics) -> str:
 
 
 def taught_by_data(metrics: Metrics) -> str:
-    """What the baseline learns from: `the labels`, `masked words`, or both."""
+    """What the baseline learns from: `the text` of a causal-lm, else `the labels`, `masked words`, or both."""
+    if metrics["task"]["kind"] == "causal-lm":
+        return "the text"
     phases = (get(metrics, "training", "baseline", "history") or {}).values()
     words, labels = (any(term in log for logs in phases for log in logs) for term in ("masked_lm", "hard_labels"))
     return "masked words and the labels" if words and labels else "masked words" if words else "the labels"
@@ -90,7 +92,7 @@ def fidelity(metrics: Metrics) -> str | None:
     shown = score(unit, share) + (f" (95 % interval {interval})" if interval else "")
     if kind == "regression":
         return f"The Pearson correlation of the student's values with the teacher's is {shown}."
-    units = "label decisions" if kind == "multi-label" else "test examples"
+    units = {"multi-label": "label decisions", "causal-lm": "test tokens"}.get(kind, "test examples")
     sentence = f"The student predicts what the teacher predicts in {shown} of the {units}"
     kl = number(metrics, "student", "fidelity", "kl")
     return sentence + (f"; the mean KL divergence from the teacher is {kl:.3f}." if kl is not None else ".")

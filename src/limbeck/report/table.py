@@ -79,6 +79,12 @@ def get(metrics: Metrics, *keys: str) -> Any:  # noqa: ANN401
     return value
 
 
+def tested(metrics: Metrics) -> int:
+    """The test examples that the figures are about: of a causal language model those that it was measured on."""
+    sizes = metrics["data"]
+    return int(sizes.get("measured", sizes["test"]))
+
+
 def number(metrics: Metrics, *keys: str) -> float | None:
     """A nested number; None where it was not measured."""
     return known(get(metrics, *keys))
@@ -155,8 +161,7 @@ def metrics_table(metrics: Metrics) -> Table:
     Args:
         metrics: a run's metrics, as in `metrics.json`.
     """
-    examples = number(metrics, "data", "test")
-    title_ = f"On {examples:,.0f} test examples" if examples is not None else None
+    title_ = f"On {tested(metrics):,} test examples" if get(metrics, "data", "test") is not None else None
     table = Table(title=title_, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("Model", style="bold")
     columns = headline(metrics)

@@ -6,6 +6,7 @@ target of the position before it; no other code shifts anything.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,13 @@ def encode_text(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     return encoded
 
 
-def encode_chat(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, prompts: bool = False) -> Dataset:
+def encode_chat(
+    table: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    prompts: bool = False,
+    ends: Collection[int] = (),
+) -> Dataset:
     """Tokenise conversations by the tokenizer's chat template; the last answer alone is to be predicted.
 
     Args:
@@ -75,6 +82,7 @@ def encode_chat(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
         tokenizer: of the models that will read it. Without a chat template the messages are joined by blank lines.
         max_length: longer conversations are cut at their end; those whose answer begins later are left out.
         prompts: keep what rules look at, see `prompt_text`.
+        ends: the tokens that end an answer, besides the tokenizer's own; see `ends_of`.
 
     Returns:
         Columns `input_ids`; `first`, where the answer begins; `length`; `row`; with `prompts` also `prompt`, text.
@@ -86,14 +94,14 @@ def encode_chat(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     def read(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         pieces, firsts, asked = [], [], []
         for messages in columns["messages"]:
-            prompt, answer = chat_tokens(messages, tokenizer)
+            prompt, answer = chat_tokens(messages, tokenizer, ends)
             if len(prompt) < max_length and answer:
                 pieces.append(np.array([*prompt, *answer][:max_length], dtype=np.int32))
                 firsts.append(len(prompt))
                 asked.append(prompt_text(messages))
         return _examples(pieces, firsts) | ({"prompt": asked} if prompts else {})
 
-    how = ("chat", max_length, tokenizer.chat_template, *(["prompts"] if prompts else []))
+    how = ("chat", max_length, tokenizer.chat_template, sorted(ends), *(["prompts"] if prompts else []))
     features = Features({**_FEATURES, "prompt": Value("string")}) if prompts else _FEATURES
     encoded = _map(table, read, tokenizer, how, features)
     if len(encoded) == 0:
@@ -103,14 +111,19 @@ def encode_chat(table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     return encoded
 
 
-def chat_tokens(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens of a conversation up to its last answer, and those of the answer with what ends it."""
+def chat_tokens(
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()
+) -> tuple[list[int], list[int]]:
+    """The tokens of a conversation up to its last answer, and those of the answer with what ends it.
+
+    `ends` are tokens that end an answer besides the tokenizer's own.
+    """
     before, answer = messages[:-1], messages[-1]["content"]
     prompt = prompt_tokens(before, tokenizer)
     if tokenizer.chat_template:
         whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         if whole[: len(prompt)] == prompt:
-            return prompt, _without_tail(whole[len(prompt) :], tokenizer)
+            return prompt, _without_tail(whole[len(prompt) :], {tokenizer.eos_token_id, *ends})
     # No template, or one that writes an earlier answer otherwise than the last (some drop its reasoning).
     tail = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     return prompt, [*tokenizer(answer, add_special_tokens=False)["input_ids"], *tail]
@@ -125,10 +138,10 @@ def prompt_tokens(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizer
     return list(found)
 
 
-def _without_tail(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The answer up to its end-of-text token: what a template writes after it belongs to the next turn."""
-    ends = [place for place, token in enumerate(answer) if token == tokenizer.eos_token_id]
-    return answer[: ends[-1] + 1] if ends else answer
+def _without_tail(answer: list[int], ends: Collection[int]) -> list[int]:
+    """The answer up to the last token that ends one: what a template writes after it belongs to the next turn."""
+    places = [place for place, token in enumerate(answer) if token in ends]
+    return answer[: places[-1] + 1] if places else answer
 
 
 class CausalBatches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class FeatureProcessor(FeatureExtractionMixin):
             if "values" in column:
                 parts.append(np.array(list(map(str, values)))[:, None] == np.array(column["values"])[None])
             else:
-                parts.append(((np.asarray(values, dtype=np.float64) - column["mean"]) / column["std"])[:, None])
+                parts.append(((_numbers(values, column["name"]) - column["mean"]) / column["std"])[:, None])
         matrix = np.concatenate(parts, axis=1).astype(np.float32)
         return BatchFeature({"features": matrix}, tensor_type=return_tensors)
 
@@ -120,6 +121,22 @@ class FeatureReader:
     def batch(self, examples: Dataset) -> Batch:
         """A few examples as one batch."""
         return self.collate(list(self.encode(examples)))
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:  # noqa: ANN401
+    """A column of numbers as float64, refused where it holds something else."""
+    try:
+        found = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.full(len(values), np.nan)
+        for row, value in enumerate(values):
+            with suppress(TypeError, ValueError):
+                found[row] = value
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(f"the model reads numbers from column '{name}', which holds {values[row]!r} in row {row + 1}")
+    return found
 
 
 def is_nominal(table: Dataset, name: str) -> bool:

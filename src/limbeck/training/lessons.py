@@ -18,7 +18,7 @@ from limbeck.anatomy import (
     WordsAt,
     shape_of,
 )
-from limbeck.checkpoints import Checkpoint, max_length
+from limbeck.checkpoints import Checkpoint, ends_of, max_length
 from limbeck.data import Splits
 from limbeck.objectives import Term
 from limbeck.progress import say
@@ -206,7 +206,7 @@ def _about_language(
     section, own = phase.stage.on_policy, None
     if section is not None:
         mixed = source.model if section.teacher_share and isinstance(source, LiveTeacher) else None
-        own = OwnAnswers(section, student.tokenizer, recipe.seed, mixed)
+        own = OwnAnswers(section, student.tokenizer, recipe.seed, mixed, ends_of(student))
     table = splits.train if phase.stage.on == "train" else splits.transfer
     learn = encode_language(table, student, recipe.task, prompts=rules is not None)
     if rules is not None and isinstance(source, LiveTeacher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -27,12 +28,19 @@ class OwnAnswers:
         tokenizer: of the student.
         seed: of the run.
         teacher: whose words are mixed in where `section.teacher_share` says so.
+        ends: the tokens that end an answer, besides the tokenizer's own; see `ends_of`.
     """
 
     def __init__(
-        self, section: OnPolicy, tokenizer: PreTrainedTokenizerBase, seed: int, teacher: PreTrainedModel | None
+        self,
+        section: OnPolicy,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        teacher: PreTrainedModel | None,
+        ends: Collection[int] = (),
     ) -> None:
         self.section, self.tokenizer, self.seed, self.teacher = section, tokenizer, seed, teacher
+        self.ends = sorted({tokenizer.eos_token_id, *ends} - {None})
         self.collate = CausalBatches(tokenizer)
 
     def wanted(self, update: int) -> bool:
@@ -75,7 +83,7 @@ class OwnAnswers:
                 top_p=1.0,
                 repetition_penalty=1.0,
                 pad_token_id=padding,
-                eos_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=self.ends or None,
                 logits_processor=LogitsProcessorList([mixing] if mixing else []),
             )[:, longest:]
         model.train(training)
@@ -103,8 +111,8 @@ class OwnAnswers:
         return found
 
     def _up_to_end(self, tokens: list[int]) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+        end = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))
+        return tokens[: end + 1]
 
 
 class _Mixture(LogitsProcessor):

@@ -20,6 +20,7 @@ from limbeck.students.soft_tree import SoftTreeConfig
 from limbeck.tasks import Task
 from limbeck.tasks.images import ImageReader, what_differs
 from limbeck.training.phases import Phase, kept_layers, phases_of
+from limbeck.training.words import example_length
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def plan_stages(
     """
     shape, stored, features = shape_of(student.model), False, set[int]()
     stages = [stage for stage in recipe.stages if on_text is None or stage.on_text == on_text]
+    for each in teachers if task.kind == "causal-lm" else []:
+        _check_length(recipe, student, each)
     for phase in phases_of(stages, recipe, shape.layers):
         if recipe.training_of(phase.stage).gradient_checkpointing and not student.model.supports_gradient_checkpointing:
             raise InputError(
@@ -95,6 +98,18 @@ def plan_stages(
         stored |= not live or (several and its.logits)
         features |= frozenset() if live else its.features
     return Plan(stored, tuple(sorted(features)))
+
+
+def _check_length(recipe: Recipe, student: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse a causal language model that cannot read the whole of the student's examples, where it is shown them."""
+    if tokenizer_fingerprint(student.tokenizer) != tokenizer_fingerprint(teacher.tokenizer):
+        return  # such a one answers prompts alone
+    ours, its = example_length(student, recipe.task), example_length(teacher, recipe.task)
+    if its < ours:
+        raise InputError(
+            f"the examples are of {ours} tokens, and the teacher '{teacher.name}' reads at most {its}; "
+            f"give task.max_length={its}"
+        )
 
 
 def _check_kinds(phase: Phase, recipe: Recipe, task: Task, student: Checkpoint, mine: Wanted) -> None:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from limbeck import hardware
-from limbeck.checkpoints import Checkpoint, max_length
+from limbeck.checkpoints import Checkpoint, ends_of, max_length
 from limbeck.data import Splits
 from limbeck.knowledge import WordStore, label_words, words_format
 from limbeck.progress import say
@@ -22,6 +22,16 @@ TEXT_LENGTH = 512
 """Tokens of an example where the recipe does not say."""
 
 
+def example_length(checkpoint: Checkpoint, task: Task) -> int:
+    """Tokens of an example that a model reads: the recipe's `max_length`, else what it can, at most `TEXT_LENGTH`.
+
+    Raises:
+        InputError: `max_length` is more than it can.
+    """
+    length = max_length(checkpoint.model, checkpoint.tokenizer, task.max_length)
+    return length if task.max_length is not None else min(length, TEXT_LENGTH)
+
+
 def encode_language(table: Dataset, checkpoint: Checkpoint, task: Task, prompts: bool = False) -> Dataset:
     """Plain text or conversations as a model's tokens; see `limbeck.tasks.causal_lm`.
 
@@ -31,13 +41,11 @@ def encode_language(table: Dataset, checkpoint: Checkpoint, task: Task, prompts:
         task: the recipe's: `max_length` and `packed`.
         prompts: of conversations, keep the text that rules look at as column `prompt`.
     """
-    length = max_length(checkpoint.model, checkpoint.tokenizer, task.max_length)
-    if task.max_length is None:
-        length = min(length, TEXT_LENGTH)
+    length = example_length(checkpoint, task)
     with hardware.processes().main_process_first():
         if "messages" not in table.column_names:
             return encode_text(table, checkpoint.tokenizer, length, task.packed is not False)
-        encoded = encode_chat(table, checkpoint.tokenizer, length, prompts)
+        encoded = encode_chat(table, checkpoint.tokenizer, length, prompts, ends_of(checkpoint))
     lost = len(table) - len(encoded)
     if lost:
         say(f"data: {lost} of {len(table)} conversations have no answer within {length} tokens and are left out")
@@ -52,7 +60,12 @@ def sample(encoded: Dataset, count: int, seed: int) -> Dataset:
 
 
 def ask_for_words(
-    recipe: Recipe, splits: Splits, teacher: Checkpoint, root: Path, rules: AnswerRules | None = None
+    recipe: Recipe,
+    splits: Splits,
+    teacher: Checkpoint,
+    student: Checkpoint,
+    root: Path,
+    rules: AnswerRules | None = None,
 ) -> WordStore:
     """What the teacher says of the words that the recipe's stages learn from it, kept at their temperature.
 
@@ -60,6 +73,7 @@ def ask_for_words(
         recipe: its stages, and what is kept.
         splits: the examples.
         teacher: who is asked.
+        student: whose examples these are: of its length, and ending where its answers end.
         root: the folder that holds stores.
         rules: that the teacher is held to.
     """
@@ -71,7 +85,7 @@ def ask_for_words(
     temperature = stage.objectives.soft_targets.temperature
     form = words_format(words.keep, *words.counts, words.bits, teacher.tokenizer, temperature)
     table = splits.train if stage.on == "train" else splits.transfer
-    encoded = encode_language(table, teacher, recipe.task, prompts=rules is not None)
+    encoded = encode_language(table, student, recipe.task, prompts=rules is not None)
     precision, ruled = hardware.pick_precision("auto"), rules.of(teacher) if rules is not None else None
     return label_words(teacher, encoded, form, root, recipe.seed, recipe.teacher.batch_size, precision, ruled)
 

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import t
+from intervals import interval
 
 from limbeck import hardware
 
@@ -46,10 +45,8 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
 
 def summary(values: list[float]) -> dict[str, Any]:
     """Mean and 95 % t interval."""
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return {"mean": mean, "low": mean, "high": mean, "values": values}
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    found = interval(values)
+    mean, half = found["mean"], found["half"] or 0.0
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": values}
 
 

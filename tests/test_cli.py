@@ -12,9 +12,9 @@ from conftest import LABELS, make_model, make_tokenizer, save_model, write_jsonl
 from test_report import RECIPE, bare
 
 import limbeck
-from limbeck import api
 from limbeck.doctor import reason_for
 from limbeck.errors import InputError
+from limbeck.given import resolve
 
 QUICK = {"resamples": 100, "speed": False}
 
@@ -72,12 +72,12 @@ def test_a_report_needs_the_recipe_but_not_the_model(command: Any, tmp_path: Pat
 
 
 def test_teachers_in_a_tuple_are_several_teachers(tmp_path: Path) -> None:
-    recipe, _ = api._resolve("hinton", {"teacher": ("A", Path("B")), "data": "d", "output": tmp_path})
+    recipe, _ = resolve("hinton", {"teacher": ("A", Path("B")), "data": "d", "output": tmp_path})
     assert [each.model for each in recipe.teacher.models] == ["A", "B"]
     pair = (make_model("bert"), make_tokenizer())
-    recipe, objects = api._resolve("hinton", {"teacher": (pair, "B"), "data": "d", "output": tmp_path})
+    recipe, objects = resolve("hinton", {"teacher": (pair, "B"), "data": "d", "output": tmp_path})
     assert [each.model for each in recipe.teacher.models] == [*objects, "B"]
-    recipe, objects = api._resolve("hinton", {"teacher": pair, "data": "d", "output": tmp_path})
+    recipe, objects = resolve("hinton", {"teacher": pair, "data": "d", "output": tmp_path})
     assert [each.model for each in recipe.teacher.models] == [*objects]
 
 

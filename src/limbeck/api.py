@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
 from pydantic import ValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck import data as data_room
 from limbeck import hardware
 from limbeck import recipe as recipe_room
 from limbeck import run as run_room
-from limbeck.checkpoints import (
-    Checkpoint,
-    check_tokenizer,
-    label_names,
-    open_causal,
-    open_classifier,
-    weights_fingerprint,
-)
+from limbeck.checkpoints import check_tokenizer, label_names, open_causal
 from limbeck.errors import InputError
 from limbeck.evaluation import describe_task, evaluate_models
 from limbeck.evaluation.harness import measure, plan_benchmarks
@@ -31,6 +22,7 @@ from limbeck.exporting import export_model
 from limbeck.exporting.onnx import FILES
 from limbeck.files import full_disk_explained
 from limbeck.generation import Answers
+from limbeck.given import Examples, Model, checkpoint_of, in_memory, name_data, resolve
 from limbeck.knowledge import Store, WordStore
 from limbeck.opening import check_fit, check_same_labels
 from limbeck.recipe import Recipe
@@ -44,9 +36,6 @@ from limbeck.signals import Asked
 from limbeck.students import PATTERNS, cut_model
 from limbeck.teachers import HuggingFaceModel
 from limbeck.training.checkpointing import save_model
-
-Model: TypeAlias = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
-Examples: TypeAlias = str | Path | Mapping[str, Any] | Dataset | DatasetDict
 
 
 def distill(
@@ -74,7 +63,7 @@ def distill(
         InputError: something given cannot work; nothing costly was done.
     """
     given = {"teacher": teacher, "data": data, "student": student, "output": output, **settings}
-    checked, objects = _resolve(recipe, given)
+    checked, objects = resolve(recipe, given)
     if checked.teacher is None:
         raise InputError("nothing to distil from: give teacher=MODEL, or use limbeck train to learn from labels alone")
     return run(checked, objects)
@@ -89,7 +78,7 @@ def train(
     **settings: Any,  # noqa: ANN401
 ) -> Run:
     """Fine-tune a model on labels: how a teacher is made. The result is `OUTPUT/model`; arguments as of `distill`."""
-    checked, objects = _resolve(recipe, {"student": model, "data": data, "output": output, **settings})
+    checked, objects = resolve(recipe, {"student": model, "data": data, "output": output, **settings})
     if checked.teacher is not None:
         raise InputError("limbeck train learns from labels alone; use limbeck distill with a teacher")
     return run(checked, objects)
@@ -110,7 +99,7 @@ def label(
     Returns:
         The store, in `KNOWLEDGE/KEY` (by default under `OUTPUT/knowledge`); `datasets.load_from_disk` opens it too.
     """
-    checked, objects = _resolve(recipe, {"teacher": teacher, "data": data, "output": output, **settings})
+    checked, objects = resolve(recipe, {"teacher": teacher, "data": data, "output": output, **settings})
     return run_room.label(checked, objects)
 
 
@@ -135,7 +124,7 @@ def generate(
         The answers, in `KNOWLEDGE/answers/KEY`; `datasets.load_from_disk` opens them too.
     """
     given = {"teacher": teacher, "data": data, "output": output, "student": "unused", **settings}
-    checked, objects = _resolve(recipe, given)
+    checked, objects = resolve(recipe, given)
     return run_room.generate(checked, objects)
 
 
@@ -179,13 +168,13 @@ def evaluate(
     except ValidationError as error:
         raise InputError(explain(error)) from None
     objects: dict[str, Any] = {}
-    source = {"train": _name_data(data, objects), "text": text, "label": label, "features": features}
+    source = {"train": name_data(data, objects), "text": text, "label": label, "features": features}
     checked = recipe_room.load(
         "fine-tune", {"student": "unused", "output": "unused", "task.kind": task, "data": source}
     )
     table = data_room.read(checked.data.train, "test", objects)
     columns = data_room.find_columns(table, checked.data)
-    opened = {"student": _checkpoint(model)} | ({"teacher": _checkpoint(teacher)} if teacher else {})
+    opened = {"student": checkpoint_of(model)} | ({"teacher": checkpoint_of(teacher)} if teacher else {})
     names = label_names(opened["student"].model.config)
     resolved = data_room.resolve_task(table, columns, checked.task.kind, None, names)
     check_fit(list(opened.values()), None, resolved)
@@ -234,7 +223,7 @@ def benchmark(
         InputError: lm-eval is not installed, an unknown benchmark, a missing file, wrong columns, no such model.
     """
     plan = plan_benchmarks(tasks, None if data is None else Path(data), limit, shots, seed)
-    opened = _in_memory(model) or open_causal(str(model))
+    opened = in_memory(model) or open_causal(str(model))
     opened.model.to(hardware.device())
     result = measure(plan, opened.model, opened.tokenizer, batch_size)
     return {"model": opened.name, "parameters": opened.model.num_parameters(), **result}
@@ -271,7 +260,7 @@ def check_rules(
     """
     book = load_rules(rules)
     objects: dict[str, Any] = {}
-    source = {"train": _name_data(data, objects), "text": text, "label": label}
+    source = {"train": name_data(data, objects), "text": text, "label": label}
     checked = recipe_room.load(
         "fine-tune", {"student": "unused", "output": "unused", "task.kind": task, "data": source}
     )
@@ -318,7 +307,7 @@ def export(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder")
-    checkpoint = _checkpoint(model)
+    checkpoint = checkpoint_of(model)
     folder.mkdir(parents=True, exist_ok=True)
     with full_disk_explained():
         return list(export_model(checkpoint, folder, wanted, pair).values())
@@ -350,71 +339,7 @@ def cut(model: Model, output: str | Path, layers: Depth, pattern: str = "alterna
         type(each) is int for each in (layers if isinstance(layers, list) else [layers])
     ):
         raise InputError(f"layers is {layers!r}; give a number such as 3, half, or a list such as [0,2,4]")
-    made = cut_model(_checkpoint(model), layers, pattern)
+    made = cut_model(checkpoint_of(model), layers, pattern)
     with full_disk_explained():
         save_model(made, folder)
     return folder
-
-
-def _checkpoint(model: Model) -> Checkpoint:
-    return _in_memory(model) or open_classifier(str(model))
-
-
-def _in_memory(model: Any) -> Checkpoint | None:  # noqa: ANN401
-    """A pair of a model object and what it reads with; none where the model is named.
-
-    Raises:
-        InputError: neither.
-    """
-    if _is_pair(model):
-        return Checkpoint(model[0], model[1], "")
-    if isinstance(model, PreTrainedModel):
-        raise InputError("a model object needs its tokenizer beside it: give (model, tokenizer)")
-    if isinstance(model, (list, tuple)):
-        raise InputError(f"one model is needed here, not {len(model)}; give a folder, a name or (model, tokenizer)")
-    return None
-
-
-def _is_pair(model: Any) -> bool:  # noqa: ANN401
-    """Whether this is `(model, tokenizer)`, and not several models."""
-    if not isinstance(model, tuple) or len(model) != 2 or not isinstance(model[0], PreTrainedModel):
-        return False
-    return not isinstance(model[1], (str, Path, tuple, PreTrainedModel))
-
-
-def _resolve(recipe: Any, given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:  # noqa: ANN401
-    """The checked recipe with objects replaced by the names that stand for them, and the objects by those names."""
-    objects: dict[str, Any] = {}
-    named = ("teacher", "data", "student", "output")  # of the others None is a value: `stages.general=null`
-    values = {key: value for key, value in given.items() if value is not None or key not in named}
-    if "teacher" in values:
-        teacher = values["teacher"]
-        many = isinstance(teacher, (list, tuple)) and not _is_pair(teacher)
-        values["teacher"] = [_name_model(each, objects) for each in teacher] if many else _name_model(teacher, objects)
-    if "student" in values:
-        values["student"] = _name_model(values["student"], objects)
-    if "data" in values:
-        values["data"] = _name_data(values["data"], objects)
-    if "output" in values:
-        values["output"] = str(values["output"])
-    return recipe_room.load(recipe, values), objects
-
-
-def _name_model(model: Any, objects: dict[str, Any]) -> Any:  # noqa: ANN401
-    checkpoint = _in_memory(model)
-    if checkpoint is not None:
-        name = f"memory:{weights_fingerprint(checkpoint.model)[:16]}"
-        objects[name] = checkpoint
-        return name
-    return str(model) if isinstance(model, Path) else model
-
-
-def _name_data(examples: Any, objects: dict[str, Any]) -> Any:  # noqa: ANN401
-    if isinstance(examples, (Dataset, DatasetDict)):
-        parts = examples.values() if isinstance(examples, DatasetDict) else [examples]
-        name = "memory:" + "-".join(part._fingerprint for part in parts)
-        objects[name] = examples
-        return name
-    if isinstance(examples, Mapping):
-        return {key: _name_data(value, objects) for key, value in examples.items()}
-    return str(examples) if isinstance(examples, Path) else examples

@@ -1,13 +1,19 @@
 """Half of a language model's layers, trained by its teacher's kept words and by the text alone, over several seeds.
 
     python benchmarks/language_students.py --teacher MODEL --data DATA [--seeds 0 1 2] [--rows "labels" ...]
+    python benchmarks/language_students.py --teacher MODEL --data DATA --text FILE ... --epochs 6 --seeds 0 \
+        --rows "labels" "kept words" "kept words, T=2" --results benchmarks/results/language_long.json
 
 DATA holds `wiki_squad_paragraphs/{train.txt.gz,dev.txt}` and, for LAMBADA, `lambada/test.jsonl`. Each seed has its own
 part of the text, of `--tokens` tokens, which all its rows learn from in the same order; the start is the same for all.
-"labels, half as many again" reads so many more tokens (with the seed's next text), which takes longer than asking the
-teacher of a kept-words row and learning from it (benchmarks/peer_trl.py measures both rates). Measured are accuracy,
-perplexity and KL to the teacher on held-out text, and LAMBADA. Runs that are finished are reused; the figures are
-written anew after each to benchmarks/results/language_students.json.
+"labels, 1.7 times the text" reads so many more tokens (with the seed's next text), which takes longer than asking the
+teacher of a kept-words row and learning from it in one pass (benchmarks/peer_trl.py measures both rates: 289 and 169
+tokens a second there, so 1.6 times). Measured are accuracy, perplexity and KL to the teacher on held-out text, and
+LAMBADA. Runs that are finished are reused; the figures are written anew after each to
+benchmarks/results/language_students.json.
+
+With --text all of these files is learnt from, by all rows and seeds alike: plain text, or lines of JSON whose `prompt`
+and `completion` are joined; both may be compressed with gzip.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +33,14 @@ from intervals import interval
 from limbeck import hardware
 from limbeck.checkpoints import open_causal
 from limbeck.evaluation.harness import measure, plan_benchmarks
-from limbeck.files import read_json, write_json
+from limbeck.files import read_json, write_atomic, write_json
 from limbeck.folder import RunFolder
 
 RESULTS = Path("benchmarks/results/language_students.json")
 LETTERS = 5.2
 """Letters of the text for each token, at least: what is left over is not read."""
+MORE = 1.7
+"""How much more text takes at least as long as asking the teacher and learning from it, once over."""
 COMMON = ["baseline=false", "export=[]", "evaluation.resamples=200", "evaluation.speed=false"]
 
 
@@ -47,7 +56,7 @@ class Row:
 
 ROWS = {
     "labels": Row(1),
-    "labels, half as many again": Row(1, tokens=1.5),
+    "labels, 1.7 times the text": Row(1, tokens=MORE),
     "kept words": Row(0.5),
     "all words": Row(0.5, words="nothing"),  # of the teacher running along: nothing is kept, nothing is lost
     "kept words, alpha 0": Row(0),
@@ -55,27 +64,50 @@ ROWS = {
     "kept words, alpha 0, T=2": Row(0, 2),
     "top-15 and tail": Row(0.5, words="top_k"),
 }
-CONTROLS = ("labels", "labels, half as many again", "all words")
+CONTROLS = ("labels", "labels, 1.7 times the text", "all words")
 
 
 def texts(data: Path, seed: int, options: argparse.Namespace) -> tuple[Path, Path]:
-    """A seed's text, and half as much again after it."""
+    """A seed's text, and `MORE` times as much; with --text all of it, both times."""
+    if options.text:
+        place: Path = options.output / "text.txt"
+        keep(place, lambda: "\n".join(line for file in options.text for line in lines_of(file)))
+        return place, place
     whole = gzip.decompress((data / "wiki_squad_paragraphs" / "train.txt.gz").read_bytes()).decode()
     letters = int(options.tokens * LETTERS)
-    start = whole.index("\n", int(seed * 1.5 * letters))
+    start = whole.index("\n", int(seed * MORE * letters))
+    if start + MORE * letters > len(whole):
+        raise SystemExit(f"seed {seed} needs more text than there is: fewer --tokens, or lower seeds")
     places = []
-    for times in (1, 1.5):
-        place: Path = options.output / f"text-{seed}-{times}.txt"
-        place.write_text(whole[start : start + int(times * letters)], "utf-8")
+    for times in (1, MORE):
+        place = options.output / f"text-{seed}-{times}.txt"
+        keep(place, lambda end=start + int(times * letters): whole[start:end])
         places.append(place)
     return places[0], places[1]
+
+
+def keep(place: Path, content: Callable[[], str]) -> None:
+    """Write a text once; other processes may be reading it."""
+    if not place.exists():
+        write_atomic(place, content())
+
+
+def lines_of(file: Path) -> Iterator[str]:
+    """A file's lines; of JSON, prompt and completion of each as one."""
+    content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    for line in content.decode().splitlines():
+        if ".jsonl" in file.suffixes:
+            example = json.loads(line)
+            line = " ".join(f"{example['prompt']} {example['completion']}".split())
+        if line.strip():
+            yield line
 
 
 def settings(row: Row, text: Path, seed: int, options: argparse.Namespace) -> list[str]:
     """A row's recipe."""
     held_out = (options.data / "wiki_squad_paragraphs" / "dev.txt").read_text("utf-8")
     for name, part in (("validation", held_out[:20_000]), ("test", held_out[20_000:])):
-        (options.output / f"{name}.txt").write_text(part, "utf-8")
+        keep(options.output / f"{name}.txt", lambda part=part: part)
     objectives = f"next_token: {row.alpha}" if row.alpha else ""
     if row.alpha < 1:
         soft = f"soft_targets: {{weight: {1 - row.alpha}, temperature: {row.temperature}}}"
@@ -83,6 +115,7 @@ def settings(row: Row, text: Path, seed: int, options: argparse.Namespace) -> li
     words = [f"data.train={text}", *(f"data.{name}={options.output / name}.txt" for name in ("validation", "test"))]
     words += [f"task.max_length={options.length}", f"stages.distill.objectives={{{objectives}}}", f"seed={seed}"]
     words += [f"training.batch_size={options.batch_size}", f"training.learning_rate={options.rate}"]
+    words += [f"training.epochs={options.epochs:g}", f"teacher.batch_size={options.batch_size}"]
     words += [f"evaluation.examples={options.examples}", f"knowledge={options.output / 'knowledge'}"]
     if row.alpha < 1 and row.words != "head_and_tail":
         words += [f"teacher.words={row.words}"]
@@ -166,6 +199,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--examples", type=int, default=100, help="held-out examples of --length tokens")
+    parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--text", type=Path, nargs="+", help="learnt from in the place of --tokens of DATA's")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--lambada", type=int, default=1000, help="examples of LAMBADA; 0 for none")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -173,10 +209,11 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.rows:
             rows.append({"row": name, "seed": seed} | one(name, seed, options))
-            result = {key: getattr(options, key) for key in ("tokens", "length", "batch_size", "rate", "examples")}
+            names = ("tokens", "length", "batch_size", "rate", "examples", "epochs")
+            result = {key: getattr(options, key) for key in names}
             result |= {"machine": hardware.describe(), "teacher": Path(options.teacher).name, "rows": rows}
             result |= {"teacher's lambada": lambada(options.teacher, options.output / "lambada.json", options)}
-            RESULTS.write_text(json.dumps(result | {"table": table(rows)}, indent=1) + "\n")
+            write_atomic(options.results, json.dumps(result | {"table": table(rows)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

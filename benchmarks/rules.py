@@ -42,7 +42,7 @@ from limbeck.rules import RuleBook, load_rules, rerank, violations
 from limbeck.rules.tokens import RulesProcessor, TokenRules
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "rules.json"
+RESULTS = Path("benchmarks/results/rules.json")
 REVIEWS, ANSWERS = HERE / "rules_reviews.yaml", HERE / "rules_answers.yaml"
 TESTS = {"reviews": "orig_test", "rewritten reviews": "revised_test"}
 COMMON = ["export=[]", "evaluation.resamples=200", "evaluation.speed=false", "task.max_length=256"]

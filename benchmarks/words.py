@@ -9,7 +9,8 @@ all of the teacher's words and from what each format keeps; the figure is the co
 interval over batches, each the mean of some draws. `distillkit` is a reference of DistillKit's recommended form,
 written after its description: the 128 likeliest tokens, 16 of their log-probabilities exact in bfloat16, the others by
 a polynomial of degree 4 fitted in float32, renormalised over the 128. Rates are medians of repeated packing and
-unpacking of one batch, all formats in turn. Writes benchmarks/results/words.json.
+unpacking of one batch on the processor, all formats in turn; `--batches 0` measures these alone and leaves the other
+figures as they are. Writes benchmarks/results/words.json.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from limbeck.signals import SparseWords
 from limbeck.students.layers import keep_layers, layers_of_pattern
 from limbeck.tasks.causal_lm import CausalBatches, encode_text
 
+RESULTS = Path("benchmarks/results/words.json")
 CHUNK = 128
 DISTILLKIT = "distillkit"
 CASES = {
@@ -58,7 +60,7 @@ CASES = {
 def distillkit(logs: torch.Tensor, k: int = 128, exact: int = 16, degree: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and probabilities [N, k] as DistillKit's recommended form gives them back."""
     values, ids = logs.topk(k, -1)
-    places = torch.arange(k - exact, dtype=torch.float32)
+    places = torch.arange(k - exact, dtype=torch.float32, device=logs.device)
     terms = torch.stack([places**power for power in range(degree + 1)], 1)
     fit = values[:, exact:] @ torch.linalg.pinv(terms, atol=1e-5).T
     back = torch.cat([values[:, :exact].bfloat16().float(), fit @ terms.T], 1)
@@ -78,7 +80,8 @@ def states_of(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
     """The last states at every position that predicts a token."""
     stop = StatesAt(model.eval())
     stop.positions = batch["positions"]
-    model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    device = model.device
+    model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False)
     states = stop.take()
     stop.close()
     return states, stop
@@ -88,7 +91,7 @@ class Sums:
     """A distribution's part of the gradient: the sum of its probabilities [V], and of them times the states [V, d]."""
 
     def __init__(self, head: torch.Tensor) -> None:
-        self.mass, self.outer, self.kl = torch.zeros(len(head)), torch.zeros_like(head), 0.0
+        self.mass, self.outer, self.kl = head.new_zeros(len(head)), torch.zeros_like(head), 0.0
 
     def add_all(self, p: torch.Tensor, x: torch.Tensor) -> None:
         """Probabilities of all words [c, V] at states [c, d]."""
@@ -131,7 +134,7 @@ def one_batch(
                 continue
             kind, head, sampled, bits = CASES[key[0]]
             form = Format(kind, head, sampled, bits, vocabulary)
-            uniform = torch.rand(len(x), sampled, generator=random)
+            uniform = torch.rand(len(x), sampled, generator=random).to(x.device)
             words = unpack(pack(logits, form, uniform), form)
             if isinstance(words, torch.Tensor):
                 p = words.float().softmax(-1)
@@ -176,7 +179,7 @@ def rates(teacher: Any, batch: dict[str, torch.Tensor], vocabulary: int, rounds:
     """Tokens a second of packing (logits given) and unpacking, all formats in turn."""
     with torch.inference_mode():
         states, stop = states_of(teacher, batch)
-        logits = stop.head(states[:512])[:, :vocabulary]
+        logits = stop.head(states[:512])[:, :vocabulary].cpu()
     count = len(logits)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
     for _ in range(rounds):
@@ -215,26 +218,28 @@ def main() -> None:
     vocabulary = max(opened.tokenizer.get_vocab().values()) + 1
     collate, each = CausalBatches(opened.tokenizer), options.tokens // 256
     order = np.random.default_rng(0).permutation(len(encoded))
+    for model in (opened.model, student):
+        model.to(hardware.device(), torch.float32)
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(options.batches):
         batch = collate([encoded[int(row)] for row in order[number * each : (number + 1) * each]])
         for name, draws in one_batch(opened.model, student, batch, options.draws, vocabulary, number).items():
             means = {key: float(np.mean([draw[key] for draw in draws])) for key in draws[0]}
             found.setdefault(name, []).append(means)
-    speed = rates(opened.model, batch, vocabulary, options.rounds) if options.rounds else {}
-    result: dict[str, Any] = {
-        "machine": hardware.describe(),
-        "teacher": Path(options.teacher).name,
-        "student": about,
-    }
-    result |= {"tokens": options.tokens, "batches": options.batches, "draws": options.draws, "formats": {}}
+    result: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if found:
+        result = {"machine": hardware.describe(), "teacher": Path(options.teacher).name, "student": about}
+        result |= {"tokens": options.tokens, "batches": options.batches, "draws": options.draws, "formats": {}}
     for name, batches in found.items():
         width = 312 if name == DISTILLKIT else Format(*CASES[name], vocabulary).width
-        entry: dict[str, Any] = {
-            key: interval([b[key] for b in batches]) for key in ("head weights", "last states", "kl")
-        }
-        result["formats"][name] = {"bytes": width, **entry, **speed.get(name, {})}
-    Path("benchmarks/results/words.json").write_text(json.dumps(result, indent=1) + "\n")
+        figures = {key: interval([b[key] for b in batches]) for key in ("head weights", "last states", "kl")}
+        result["formats"][name] = {"bytes": width, **figures}
+    if options.rounds:
+        batch = collate([encoded[int(row)] for row in order[:each]])
+        result["machine of the rates"] = hardware.describe()
+        for name, speed in rates(opened.model, batch, vocabulary, options.rounds).items():
+            result["formats"][name] |= speed
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for name, entry in result["formats"].items():
         told = " ".join(f"{key} {entry[key]['mean']:.4f}" for key in ("head weights", "last states", "kl"))
         print(f"{name:18} {entry['bytes']:6} B  {told}  pack {entry.get('pack', 0):,.0f}/s")

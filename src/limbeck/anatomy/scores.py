@@ -78,7 +78,9 @@ def disentangled(module: nn.Module, query: torch.Tensor, key: torch.Tensor, inpu
     factor = 1 + ("c2p" in kinds) + ("p2c" in kinds)
     found = query @ key.transpose(-1, -2) / math.sqrt(width * factor)
     if module.relative_attention:
-        flat = [each.reshape(batch * heads, length, width) for each in (query, key)]
+        # Queries and keys of an autocast pass are narrower than what its weights make of positions outside of it.
+        dtype = inputs["rel_embeddings"].dtype
+        flat = [each.reshape(batch * heads, length, width).to(dtype) for each in (query, key)]
         bias: Any = module.disentangled_attention_bias
         added = bias(*flat, inputs["relative_pos"], inputs["rel_embeddings"], factor)
         found = found + added.view(batch, heads, length, length)

@@ -103,7 +103,7 @@ def evaluate_language(
     return measured
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode a model that is moved to its device could never be trained again
 def _read(models: dict[str, Checkpoint], test: Dataset, vocabulary: int) -> tuple[Array, dict[str, dict[str, Array]]]:
     """The example of each token, int64 [T], and by model what it said of each, float32 [T] by `PER_TOKEN`.
 

@@ -257,7 +257,7 @@ class RulesProcessor(LogitsProcessor):
             masks[row] = followed[place].masks()
         self._followed = followed
         moved, possible = self.rules._penalised(scores, masks)
-        stuck = ~_unpack(masks[:, 0], scores.shape[-1]).any(-1).to(scores.device)
+        stuck = ~_unpack(masks[:, 0].to(scores.device), scores.shape[-1]).any(-1)
         if stuck.any():
             possible[stuck] = False
             possible[stuck.nonzero(), self.rules.eos] = True

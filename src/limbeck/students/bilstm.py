@@ -173,8 +173,9 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         tokens = pack_padded_sequence(ids, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         vectors = self._vectors(tokens.data)
         packed = PackedSequence(vectors, tokens.batch_sizes, tokens.sorted_indices, tokens.unsorted_indices)
-        # In bfloat16 a CPU takes eight times as long over a packed LSTM as in float32.
-        with torch.autocast("cpu", enabled=False):
+        # In bfloat16 a CPU takes eight times as long over a packed LSTM as in float32, and autocast on CUDA knows of
+        # float16 alone, which nothing scales the gradients for.
+        with torch.autocast(ids.device.type, enabled=False):
             _, (last, _) = self.lstm(packed)
         return torch.cat([last[-2], last[-1]], dim=-1)
 

@@ -43,9 +43,9 @@ class RandomImages:
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
         """`pixel_values` float32 [B, C, H, W]; `labels` float32 [B, classes] where they are mixed or smoothed."""
         drawn = np.random.SeedSequence([self.seed, self.epoch(), *(int(example["row"]) for example in examples)])
-        # kornia draws from the global generator.
+        # kornia draws from the global generator; those of accelerators, which dropout draws from, are left alone.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> 1))
+            torch.default_generator.manual_seed(int(drawn.generate_state(1, np.uint64)[0] >> 1))
             batch = self.reader.collate(examples, self._change)
             return self._mixed(batch)
 

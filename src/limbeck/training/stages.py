@@ -158,6 +158,7 @@ def _train(
     model = lesson.model
     with (
         fused_kernels(model, _kernels(lesson)),
+        unprepared(model),
         extra_weights(model, lesson.terms),
         only_layer(model, phase.only),
         drop_layers(model, training.layer_drop),
@@ -226,6 +227,23 @@ def extra_weights(model: PreTrainedModel, terms: Sequence[Term]) -> Iterator[Non
     finally:
         if own:
             delattr(model, TERMS_MODULE)
+
+
+@contextmanager
+def unprepared(model: PreTrainedModel) -> Iterator[None]:
+    """Take away afterwards what accelerate's `prepare` leaves on a model.
+
+    Its autocast stays around `forward`: whoever evaluates or exports the model later would get the training's precision
+    for the one asked for. And by its mark the next stage's trainer would not put its own there.
+    """
+    own, left = vars(model), ("forward", "_original_forward", "_is_accelerate_prepared")
+    before = {name: own[name] for name in left if name in own}
+    try:
+        yield
+    finally:
+        for name in left:
+            own.pop(name, None)
+        own.update(before)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from limbeck import hardware
 from limbeck.anatomy import Capture, StatesAt, WordsAt
 from limbeck.objectives import Balance, PolicyGradient, Term
 from limbeck.objectives.vocabulary import over_vocabulary, word_scores
@@ -214,7 +215,10 @@ class DistillationTrainer(Trainer):
                 source = teacher.at_words if teacher is not None else None
                 if "own" in inputs and self.own_answers is not None:
                     inputs = self._with_advantages(inputs, states, source)
-                each, some = over_vocabulary(terms, chosen, states, self.words.head, source, inputs)
+                # Autocast ends with the model's own pass, and in float32 the head would be most of a GPU's work. Not in
+                # float16: it has no room for a mean's gradient, which nothing scales here.
+                with hardware.autocast("bfloat16" if self.args.bf16 else "float32"):
+                    each, some = over_vocabulary(terms, chosen, states, self.words.head, source, inputs)
                 for number, total in zip(at_words, each.unbind(), strict=True):
                     totals[number] = total
                 loss = loss + some

@@ -95,8 +95,8 @@ def keep(place: Path, content: Callable[[], str]) -> None:
 def lines_of(file: Path) -> Iterator[str]:
     """A file's lines; of JSON, prompt and completion of each as one."""
     content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    for line in content.decode().splitlines():
-        if ".jsonl" in file.suffixes:
+    for line in content.decode().split("\n"):
+        if ".jsonl" in file.suffixes and line:
             example = json.loads(line)
             line = " ".join(f"{example['prompt']} {example['completion']}".split())
         if line.strip():
@@ -180,8 +180,11 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for control in CONTROLS:
             both = sorted(set(seeds) & set(by_row.get(control, {})))
             if both and control != name:
+                other = by_row[control]
                 mine[f"over {control}"] = {
-                    key: interval([seeds[seed][key] - by_row[control][seed][key] for seed in both]) for key in first
+                    key: interval([seeds[seed][key] - other[seed][key] for seed in both])
+                    for key in first
+                    if key in other[both[0]]
                 }
         found.append(mine)
     return found

@@ -48,6 +48,8 @@ TESTS = {"reviews": "orig_test", "rewritten reviews": "revised_test"}
 COMMON = ["export=[]", "evaluation.resamples=200", "evaluation.speed=false", "task.max_length=256"]
 WEIGHTS = (2.0, 8.0)
 SAMPLES = 4
+LONGEST = 480
+"""Tokens of an answer: a reason of 100 letters, none of which need more than four, and the form around it."""
 ASK = 'Say of each sentence about a film whether it is "positive" or "negative", and why, as JSON.'
 
 
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="sentences answered at once")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"machine": hardware.describe(), "examples": options.examples}
+    result: dict[str, Any] = {"machine": hardware.describe(), "examples": options.examples, "longest": LONGEST}
     if "labels" in options.parts:
         for rows in labels(options):
             result["labels"] = {"rows": rows, "table": table(rows)}
@@ -262,8 +264,8 @@ def answer(
         inputs = tokenizer([asked(each, tokenizer) for each in some], return_tensors="pt", padding=True,
                            add_special_tokens=False).to(model.device)  # fmt: skip
         found = model.generate(
-            **inputs, max_new_tokens=64, do_sample=many > 1, num_return_sequences=many, return_dict_in_generate=True,
-            output_scores=many > 1, pad_token_id=tokenizer.pad_token_id,
+            **inputs, max_new_tokens=LONGEST, do_sample=many > 1, num_return_sequences=many, output_scores=many > 1,
+            return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id,
             logits_processor=[RulesProcessor(ready, some)] if ready is not None else None,
         )  # fmt: skip
         ids = found.sequences[:, inputs["input_ids"].shape[1] :]

@@ -5,8 +5,8 @@
 DATA holds `sst2/{train_sentences,dev,test}.tsv`, `mrpc/{train,dev,test}.tsv` and a plain-text corpus; MODELS holds
 pretrained encoders as folders (`minilm`: all-MiniLM-L6-v2, `mpnet`: all-mpnet-base-v2). Teachers are fine-tuned first.
 Runs that are finished are reused; the table is written anew after each one to benchmarks/results/systems.json, from
-which `make docs` fills docs/systems. What a step costs is measured by step_cost.py. Figures are of the published test
-split; nothing is chosen by it.
+which `make docs` fills docs/systems. Rows that this file has already and that are not asked for stay. What a step costs
+is measured by step_cost.py. Figures are of the published test split; nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -209,14 +209,16 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def of(key: tuple[str, ...]) -> dict[int, dict[str, Any]]:
         return {r["seed"]: r for r in rows if (r["group"], r["model"], r["task"], r["system"]) == key}
 
+    names = list(HALF | small_systems(1, 1))
     keys = dict.fromkeys((r["group"], r["model"], r["task"], r["system"]) for r in rows)
-    for key in keys:
+    for key in sorted(keys, key=lambda key: (*key[:2], list(TASKS).index(key[2]), names.index(key[3]))):
         mine = of(key)
         entry: dict[str, Any] = dict(zip(("group", "model", "task", "system"), key, strict=True))
         entry["seeds"] = sorted(mine)
         for name in ("accuracy", "teacher", "retention", "agreement"):
             entry[name] = interval([mine[seed][name] for seed in entry["seeds"]])
-        entry |= {name: next(iter(mine.values()))[name] for name in ("steps", "parameters", "outside the embeddings")}
+        same = ("steps", "parameters", "outside the embeddings", "machine")
+        entry |= {name: next(iter(mine.values()))[name] for name in same}
         for control in ("no teacher", "soft targets"):
             other = of((*key[:3], control))
             both = sorted(set(mine) & set(other))
@@ -242,7 +244,7 @@ def main() -> None:
     parser.add_argument("--small-rate", type=float, default=3e-4, help="the small students' learning rate on the task")
     options = parser.parse_args()
     options.corpus = options.corpus or options.data / "wiki_squad_paragraphs" / "train.txt.gz"
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for group in options.groups:
         for model in options.teachers:
             for task in options.tasks:
@@ -251,10 +253,12 @@ def main() -> None:
                         if options.systems and name not in options.systems:
                             continue
                         place = {"group": group, "model": model, "task": task, "system": name, "seed": seed}
-                        rows.append(place | run(group, name, model, task, seed, options))
+                        figures = run(group, name, model, task, seed, options)
+                        rows = [row for row in rows if any(row[key] != value for key, value in place.items())]
+                        rows.append(place | figures | {"machine": hardware.describe()})
                         RESULTS.parent.mkdir(exist_ok=True)
-                        result = {"machine": hardware.describe(), "copies": options.copies, "rows": rows}
-                        RESULTS.write_text(json.dumps(result | {"table": table(rows)}, indent=1) + "\n")
+                        result = {"copies": options.copies, "rows": rows, "table": table(rows)}
+                        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

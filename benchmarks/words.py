@@ -79,9 +79,9 @@ def weights_of(words: SparseWords) -> torch.Tensor:
 def states_of(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, StatesAt]:
     """The last states at every position that predicts a token."""
     stop = StatesAt(model.eval())
+    batch = {name: batch[name].to(model.device) for name in ("positions", "input_ids", "attention_mask")}
     stop.positions = batch["positions"]
-    device = model.device
-    model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False)
+    model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     states = stop.take()
     stop.close()
     return states, stop

@@ -229,10 +229,11 @@ def evidence(name: str) -> str:
             cells += [_points(entry.get(f"over {control}")) for control in CONTROLS]
             cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}", str(len(entry["seeds"]))]
             lines.append(f"| {entry['system']} | {' | '.join(cells)} |")
-        lines += ["", "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed.", ""]
+        lines += ["", f"On {tables.machine(rows[0])}.", ""]
     if not lines:
         return "Not measured yet."
-    return "\n".join([*lines, f"On {tables.machine(found)}, by `python benchmarks/systems.py`."])
+    note = "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed. By "
+    return "\n".join([*lines, f"{note}`python benchmarks/systems.py`."])
 
 
 def costs() -> str:

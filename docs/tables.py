@@ -42,8 +42,7 @@ def words(found: dict[str, Any]) -> str:
 
 def students(found: dict[str, Any]) -> str:
     """Half of a language model's layers, by what it learnt from."""
-    first = found["table"][0]
-    lambada = "lambada acc" in first
+    lambada = found["teacher's lambada"] is not None
     header = ["", "KL to the teacher", "perplexity", "accuracy", "agrees with teacher"]
     rows = [header + (["LAMBADA accuracy", "LAMBADA perplexity"] if lambada else []) + ["seeds"]]
     teacher = found["rows"][0]["teacher"]
@@ -55,8 +54,10 @@ def students(found: dict[str, Any]) -> str:
     for each in found["table"]:
         cells = [each["row"], _span(each["kl"], 3), _span(each["perplexity"], 1)]
         cells += [percent(each[key]) for key in ("accuracy", "agreement")]
-        if lambada:
+        if "lambada acc" in each:
             cells += [percent(each["lambada acc"]), _span(each["lambada perplexity"], 0)]
+        elif lambada:
+            cells += ["", ""]
         rows.append([*cells, str(len(each["seeds"]))])
     note = (
         f"{found['tokens']:,} tokens of Wikipedia in examples of {found['length']}, batches of {found['batch_size']}, "
@@ -87,8 +88,10 @@ def text_rules(found: dict[str, Any]) -> str:
     ]
     for each in found["text"]:
         cells = [f"{100 * each[key]:.1f} %" for key in ("hard", "soft", "accuracy")]
-        rows.append([each["model"], each["way"], *cells, f"{each['per second']:.2f}", f"{each['examples']:,}"])
-    return _markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/rules.py`."
+        rate = f"{each['per second']:.2f}" if "per second" in each else ""
+        rows.append([each["model"], each["way"], *cells, rate, f"{each['examples']:,}"])
+    note = f"Answers end after {found['longest']} tokens; one that is cut there breaks the hard rule. "
+    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/rules.py`."
 
 
 def benchmarks(found: dict[str, Any]) -> str:
@@ -221,9 +224,9 @@ def tables(found: dict[str, Any]) -> str:
     note = (
         "Accuracy of rows that nobody learnt from. `digits`: half of scikit-learn's 1,797 images as 64 numbers; "
         "`clusters`: 1,000 rows of `make_classification` in four classes of four clusters each. The teacher is "
-        f"ExtraTrees of {found['trees']} trees, the student 256 units. Every row takes {found['steps']:,} steps and "
-        f"keeps the checkpoint that was best on a held-out tenth. Means over {seeds} seeds, each with its own split or "
-        "rows, with 95 % t intervals; differences in points, paired by seed. "
+        f"ExtraTrees of {found['trees']} trees, the student 256 units. Every row takes {found['steps']:,} steps. Means "
+        f"over {seeds} seeds, each with its own split or rows, with 95 % t intervals; differences in points, paired by "
+        "seed. "
     )
     return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/tables.py`."
 
@@ -256,7 +259,8 @@ FILES = {
 def machine(found: dict[str, Any]) -> str:
     """What figures were measured on."""
     its = found["machine"]
-    return f"{its['cores']} cores of {its['gpu'] or its['cpu']} ({its['precision']})"
+    what = f"one {its['gpu']}" if its["gpu"] else f"{its['cores']} cores of {its['cpu']}"
+    return f"{what} ({'; '.join(filter(None, (its['precision'], its.get('note'))))})"
 
 
 def _markdown(rows: list[list[str]]) -> str:

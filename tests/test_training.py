@@ -325,6 +325,25 @@ def test_settings_run_to_the_end(training, train, tmp_path):
     assert not (tmp_path / "stages").exists() or not files(tmp_path / "stages")
 
 
+def test_training_in_bfloat16_leaves_a_float32_model(train, tiny_teacher, tmp_path, monkeypatch):
+    seen: set[tuple[str, bool]] = set()
+    whole = DistillationTrainer._weigh
+
+    def weigh(self: DistillationTrainer, output: Any, *args: Any) -> Any:
+        seen.add((self.args.output_dir[-4:], "_original_forward" in vars(self.model)))  # autocast is around it
+        return whole(self, output, *args)
+
+    monkeypatch.setattr(DistillationTrainer, "_weigh", weigh)
+    two = [{"name": name, "objectives": {"soft_targets": 1}} for name in ("soft", "more")]
+    model = train(tmp_path, **{"stages": two, "training.epochs": 1, "training.precision": "bfloat16"}).checkpoint.model
+    assert seen == {("soft", True), ("more", True)}
+    assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & set(vars(model))
+    inputs = tiny_teacher.tokenizer(["a fine film", "a bad plot"], return_tensors="pt", padding=True)
+    saved = open_classifier(str(tmp_path / "student")).model.eval()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**inputs).logits, saved(**inputs).logits)  # rounded nowhere
+
+
 # --- interrupted ----------------------------------------------------------------------------------------------------
 
 

@@ -170,7 +170,7 @@ def images(part: str) -> Callable[[dict[str, Any]], str]:
     def table(found: dict[str, Any]) -> str:
         if part not in found:
             return "Not measured yet."
-        rows = [["", "accuracy", "over the first of its kind", "parameters", "seeds"]]
+        rows = [["", "accuracy", "over the same without a teacher", "parameters", "seeds"]]
         for each in found[part]["table"]:
             points = _points(each.get("over the control"))
             count = f"{each['parameters']:,}"

@@ -5,8 +5,8 @@
 DATA holds `mnist/{train,test}.npz` (x, y) and `cifar10/{train,test}_jpeg.npz`. A tenth of the training images is held
 out to look at; figures are of the published test split, and nothing is chosen by it.
 
-- trees (Frosst and Hinton 2017, section 3): a convolutional teacher, and soft trees of depth 8 and 4 learnt from labels
-  and from the teacher.
+- trees (Frosst and Hinton 2017, section 3): a convolutional teacher, and soft trees of depth 8 learnt from labels and
+  from the teacher.
 - ensemble (Hinton et al. 2015, section 4): five networks of full layers that differ by their seeds alone, learnt from a
   sixth of MNIST; one of the same kind learnt from their mean. How much of the gap between a member and all is closed.
 - deit (Touvron et al. 2021, table 3): a small DeiT for a part of CIFAR-10 in classes and images, without a teacher,
@@ -35,7 +35,7 @@ from limbeck import hardware
 RESULTS = Path("benchmarks/results/images.json")
 COMMON = ["export=[]", "evaluation.resamples=200", "evaluation.speed=false", "baseline=false", "data.validation=0.1"]
 CNN = "student.shape={model_type: small-cnn}"
-DEPTHS = (8, 4)
+TREE = "student.shape={model_type: soft-tree, depth: 8}"
 DENSE = "student.shape={model_type: mlp, hidden_sizes: [300, 300], dropout: 0.2}"
 DEIT = [
     f"student.shape.{name}={value}"
@@ -73,13 +73,11 @@ def trees(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[st
     words = [CNN, *data, f"seed={seed}", "training.epochs=8", "training.batch_size=128", "training.learning_rate=1e-3"]
     teacher = limbeck(place / "teacher", "train", *words)
     yield "convolutional teacher", {"accuracy": accuracy(teacher), **size(teacher)}
-    for depth in DEPTHS:
-        shape = f"student.shape={{model_type: soft-tree, depth: {depth}}}"
-        for name, targets in (("labels", "labels"), ("distilled", "teacher")):
-            words = [f"teacher={place / 'teacher'}", *data, shape, f"seed={seed}", "training.epochs=20"]
-            words += [f"stages.distill.objectives.path_cross_entropy.targets={targets}"]
-            found = limbeck(place / f"depth-{depth}-{name}", "distill", "soft-tree", *words)
-            yield f"depth {depth}, {name}", {"accuracy": accuracy(found), **size(found)}
+    for name, targets in (("tree, labels", "labels"), ("tree, distilled", "teacher")):
+        words = [f"teacher={place / 'teacher'}", *data, TREE, f"seed={seed}", "training.epochs=20"]
+        words += [f"stages.distill.objectives.path_cross_entropy.targets={targets}"]
+        found = limbeck(place / name.replace(", ", "-"), "distill", "soft-tree", *words)
+        yield name, {"accuracy": accuracy(found), **size(found)}
 
 
 def ensemble(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,7 +150,7 @@ def cifar(options: argparse.Namespace) -> list[str]:
 
 PARTS = {"trees": trees, "ensemble": ensemble, "deit": deit}
 CONTROLS = {
-    **{f"depth {depth}, distilled": f"depth {depth}, labels" for depth in DEPTHS},
+    "tree, distilled": "tree, labels",
     **{name: "one network" for name in (f"{MEMBERS} networks", "one network, distilled")},
     **{name: "DeiT, no teacher" for name in ("DeiT, soft", "DeiT, hard")},
 }

@@ -228,9 +228,9 @@ def tables(found: dict[str, Any]) -> str:
     told = "; ".join(f"`{name}`: {sets[name]}" for name in names)
     note = (
         f"Accuracy of rows that nobody learnt from. {told}. MUNGE with a probability of 0.2 and a sharpness of 4, "
-        f"chosen on other splits. The teacher is ExtraTrees of {found['trees']} trees, the student 256 units. Every row "
-        f"takes {found['steps']:,} steps. Means over {seeds} seeds, each with its own split or rows, with 95 % t "
-        "intervals; differences in points, paired by seed. "
+        f"chosen on other splits. The teacher is ExtraTrees of {found['trees']} trees, the student 256 units. "
+        f"Every row takes {found['steps']:,} steps. Means over {seeds} seeds, each with its own split or rows, with "
+        "95 % t intervals; differences in points, paired by seed. "
     )
     return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/tables.py`."
 

@@ -175,8 +175,8 @@ def images(part: str) -> Callable[[dict[str, Any]], str]:
             points = _points(each.get("over the control"))
             count = f"{each['parameters']:,}"
             rows.append([each["row"], percent(each["accuracy"]), points, count, str(len(each["seeds"]))])
-        closed = found[part]["table"][-1].get("gap closed")
-        note = f"The distilled one closes {percent(closed)} of the gap. " if closed else ""
+        closed = [f"{e['row']}: {percent(e['gap closed'])}" for e in found[part]["table"] if "gap closed" in e]
+        note = f"Of the gap between one and all is closed by {'; '.join(closed)}. " if closed else ""
         if part == "deit":
             its = found[part]
             note = f"{its['images']:,} images of CIFAR-10's first {its['classes']} classes, {its['epochs']:g} epochs. "

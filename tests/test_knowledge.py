@@ -381,10 +381,26 @@ def test_a_flipped_byte_anywhere_is_found(whole):
             with pytest.raises(
                 InputError, match=f"{shard.name} is damaged .* delete this file and run the same"
             ) as caught:
-                Store(whole.folder)
+                Store(whole.folder).verify()
             assert str(shard) in str(caught.value)
             flip(shard, position)
-    Store(whole.folder)
+    Store(whole.folder).verify()
+
+
+def test_a_shard_is_verified_when_it_is_first_used(whole):
+    flip(whole.folder / store.shard_name(1), 200)
+    opened = Store(whole.folder)
+    assert opened.signals({"row": torch.tensor([0, PER_SHARD - 1])}).logits.shape == (2, 2)
+    with pytest.raises(InputError, match=r"shard-00001\.arrow is damaged"):
+        opened.signals({"row": torch.tensor([0, PER_SHARD])})
+
+
+def test_millions_of_rows_lie_in_few_shards():
+    for rows in (1, PER_SHARD * store.MOST_SHARDS, PER_SHARD * store.MOST_SHARDS + 1, 10**7):
+        request = store.Request({}, rows, 2)
+        assert request.shards <= store.MOST_SHARDS
+        assert request.shard_rows * request.shards >= rows
+    assert store.Request({}, 23, 2).shard_rows == PER_SHARD
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "missing", "swapped"])
@@ -398,7 +414,7 @@ def test_other_damage_is_found(damage, whole):
     else:
         shard.write_bytes(raw[:-8] if damage == "cut" else raw + b"\0")
     with pytest.raises(InputError, match=r"shard-00002\.arrow is damaged"):
-        Store(whole.folder)
+        Store(whole.folder).verify()
 
 
 def test_deleting_the_damaged_shard_repairs_the_store(whole, texts, tmp_path):

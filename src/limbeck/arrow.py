@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def write_shard(path: Path, table: pa.Table, note: Path, about: dict[str, Any]) 
         note: the JSON file for `about` and the shard's `sha256`.
         about: what else to note.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    # A name of its own: on a cluster a worker that was given up may still be writing when another has taken its place.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     with partial.open("wb") as file:
         with pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)

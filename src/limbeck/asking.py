@@ -50,7 +50,7 @@ def ask(recipe: Recipe, ready: Prepared, teacher: Asked, features: Sequence[int]
         answered = ask_servers(teacher, texts)
         ready.hard = labels_alone(teacher)
         as_taught(recipe, ready)  # refused now, where the first answer has shown what cannot be learnt
-        return answered, label_texts(teacher, _some(texts, answered), ready.task, root, features)
+        return answered, label_texts(teacher, _some(texts, answered), ready.task, root, features, ready.work)
 
     store: Store | Joined
     measured = [test] if servers and recipe.evaluation.teacher else []

@@ -71,12 +71,18 @@ def train(words: Words = None) -> None:
 
 
 @app.command()
-def label(words: Words = None) -> None:
+def label(
+    words: Words = None,
+    engine: Annotated[str | None, typer.Option(help="`here`, or `ray`: workers on a Ray cluster.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Of Ray; one for each GPU or machine by default.")] = None,
+) -> None:
     """Ask the teacher once over the transfer set and keep what it says, for any later run.
 
-    Takes what `distill` takes; `knowledge=FOLDER` shares what is kept between runs.
+    Takes what `distill` takes; `knowledge=FOLDER` shares what is kept between runs, `knowledge=s3://...` machines.
 
     - `limbeck label teacher=DIR data=reviews.csv output=runs/a`
+
+    - `limbeck label --engine ray teacher=DIR data=reviews.parquet knowledge=s3://bucket/knowledge output=runs/a`
 
     - `limbeck label teacher.server=https://api.example.com/v1 teacher.model=NAME teacher.key=VARIABLE student=MODEL
       data=reviews.csv output=runs/a`
@@ -84,6 +90,9 @@ def label(words: Words = None) -> None:
     from limbeck import api
 
     places, settings = _parts(words)
+    for name, value in (("engine", engine), ("workers", workers)):
+        if value is not None:
+            settings[f"labelling.{name}"] = value
     store = api.label(*places, **settings)
     out.print(f"{len(store):,} examples in {store.folder}", highlight=False, soft_wrap=True)
 

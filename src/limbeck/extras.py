@@ -15,6 +15,8 @@ EXTRAS = {
     "vision": ("kornia",),
     "sklearn": ("skops",),
     "tags": ("textblob",),
+    "ray": ("ray",),
+    "s3": ("s3fs",),
 }
 
 

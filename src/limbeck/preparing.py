@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from transformers.utils import logging as transformers_logging
 
-from limbeck import data, examples, opening
+from limbeck import data, examples, extras, hardware, opening
 from limbeck.checkpoints import (
     Checkpoint,
     check_tokenizer,
@@ -22,9 +22,12 @@ from limbeck.data import Splits
 from limbeck.data.augmentation import augment
 from limbeck.data.munge import made_up
 from limbeck.data.perturbation import mask_word, perturb
+from limbeck.errors import InputError
 from limbeck.exporting import check_gguf
 from limbeck.folder import RunFolder, fingerprint, table_fingerprint
 from limbeck.generation import answered_splits
+from limbeck.knowledge.labelling import Work
+from limbeck.knowledge.mirror import Mirror, is_url
 from limbeck.progress import say
 from limbeck.querying import check_queries
 from limbeck.recipe import Recipe
@@ -47,6 +50,7 @@ class Prepared:
         general: the language model that teaches the stages on plain text.
         assistant: before training; it is to teach them instead.
         plan: what the stages need.
+        work: who asks the teacher.
         label_rules: what labels are held to.
         answer_rules: what a causal language model's answers are held to.
         hard: the teacher gives labels alone.
@@ -61,6 +65,7 @@ class Prepared:
     general: Checkpoint | None
     assistant: Checkpoint | None
     plan: Plan
+    work: Work
     label_rules: LabelRules | None = None
     answer_rules: AnswerRules | None = None
     hard: bool = False
@@ -73,6 +78,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
     transformers_logging.disable_progress_bar()
     folder.check(recipe)
+    work = work_of(recipe)
     teachers = opening.teachers(recipe, objects)
     general = opening.general(recipe, teachers)
     given = opening.from_memory(recipe.student.model, objects) if recipe.student.model else None
@@ -120,7 +126,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     if rules is not None:
         content["rules"] = rules.book.fingerprint
     folder.claim(recipe, content)
-    return Prepared(task, splits, teachers, student, general, assistant, plan, label_rules, answer_rules)
+    return Prepared(task, splits, teachers, student, general, assistant, plan, work, label_rules, answer_rules)
 
 
 def _texts_for(recipe: Recipe, splits: Splits) -> list[str]:
@@ -160,4 +166,25 @@ def answer_prompts(recipe: Recipe, ready: Prepared, objects: Mapping[str, Any]) 
 
 def knowledge_root(recipe: Recipe) -> Path:
     """The folder that keeps what teachers said and what was made for them."""
-    return Path(recipe.knowledge or Path(recipe.output) / "knowledge")
+    own = Path(recipe.output) / "knowledge"
+    return own if recipe.knowledge is None or is_url(recipe.knowledge) else Path(recipe.knowledge)
+
+
+def work_of(recipe: Recipe) -> Work:
+    """Who makes knowledge, and where else it goes.
+
+    Raises:
+        InputError: no cluster or place that can be used from here.
+    """
+    ray = recipe.labelling.engine == "ray"
+    if ray:
+        extras.require("ray", "labelling.engine=ray")
+        if hardware.processes().num_processes > 1:
+            raise InputError(
+                f"labelling.engine=ray within {hardware.processes().num_processes} processes, which would each ask the "
+                "cluster; run limbeck label alone first, or give labelling.engine=here"
+            )
+    url = recipe.knowledge if recipe.knowledge is not None and is_url(recipe.knowledge) else None
+    if url is not None:
+        Mirror(url, "").check()
+    return Work(ray, recipe.labelling.workers, url)

@@ -26,7 +26,7 @@ from limbeck.files import full_disk_explained, read_json, write_json
 from limbeck.folder import RunFolder, fingerprint
 from limbeck.generation import Answers, make_answers
 from limbeck.knowledge import Joined, Store, WordStore, label_texts
-from limbeck.preparing import Prepared, answer_prompts, enlarge, knowledge_root, prepare
+from limbeck.preparing import Prepared, answer_prompts, enlarge, knowledge_root, prepare, work_of
 from limbeck.progress import say
 from limbeck.recipe import Recipe, dump
 from limbeck.recipe.schema import Stage
@@ -109,7 +109,7 @@ def ask_teacher(recipe: Recipe, ready: Prepared) -> Store | Joined | WordStore:
     assert recipe.teacher is not None
     if ready.task.kind == "causal-lm":
         root, rules = knowledge_root(recipe), ready.answer_rules
-        words = ask_for_words(recipe, ready.splits, ready.teachers[0], ready.student, root, rules)
+        words = ask_for_words(recipe, ready.splits, ready.teachers[0], ready.student, root, rules, ready.work)
         ready.teachers[0].model.cpu()
         return words
     root, length = knowledge_root(recipe), recipe.task.max_length
@@ -158,7 +158,7 @@ def _label_all(recipe: Recipe, table: datasets.Dataset, objects: Mapping[str, An
     assert recipe.teacher is not None
     if recipe.teacher.weigh == "validation":
         raise InputError("the data have no labels to weigh teachers by; give teacher.weigh=given or confidence")
-    columns = data.find_columns(table, recipe.data, labelled=False)
+    columns, work = data.find_columns(table, recipe.data, labelled=False), work_of(recipe)
     teachers = opening.teachers(recipe, objects)
     names = opening.label_names_of(recipe, teachers) or recipe.task.labels
     if names is None:
@@ -175,7 +175,7 @@ def _label_all(recipe: Recipe, table: datasets.Dataset, objects: Mapping[str, An
     if rules is not None:
         teacher = Ruled(teacher, rules)
     texts = texts.select(ask_servers(teacher, texts))
-    return label_texts(teacher, texts, task, root, recipe.teacher.features)
+    return label_texts(teacher, texts, task, root, recipe.teacher.features, work)
 
 
 def _stored(knowledge: Store | Joined | WordStore) -> Store | WordStore:

@@ -6,19 +6,26 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, Features
 from rich.progress import track
 
 from limbeck import hardware
+from limbeck.errors import LimbeckError
 from limbeck.files import locked, require_space
 from limbeck.images import image_bytes
 from limbeck.knowledge import store
+from limbeck.knowledge.mirror import Mirror
 from limbeck.knowledge.store import VERSION, Request, Store
 from limbeck.progress import console, say
 from limbeck.signals import Asked
 from limbeck.tasks import Task
+
+Write = Callable[[Path, int, Dataset], None]
+"""Makes a shard whole or not at all, of the store's folder, the shard's number and its examples."""
 
 
 def describe_request(teacher: Asked, texts: Dataset, task: Task, features: Sequence[int] = ()) -> Request:
@@ -42,7 +49,27 @@ def describe_request(teacher: Asked, texts: Dataset, task: Task, features: Seque
     return Request(spec, len(texts), task.outputs, tuple(features), beside)
 
 
-def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features: Sequence[int] = ()) -> Store:
+@dataclass(frozen=True)
+class Work:
+    """Who makes shards, and where they go besides the folder that holds stores.
+
+    Attributes:
+        ray: workers on a Ray cluster, in the place of the processes of this run.
+        workers: of Ray; one for each GPU of the cluster when not given, or one for each machine where there are none.
+        url: of a place that keeps stores, too; what is there is not made again.
+    """
+
+    ray: bool = False
+    workers: int | None = None
+    url: str | None = None
+
+
+HERE = Work()
+
+
+def label_texts(
+    teacher: Asked, texts: Dataset, task: Task, root: Path, features: Sequence[int] = (), work: Work = HERE
+) -> Store:
     """Ask the teacher once about every example, or reuse what it said.
 
     Several processes (`accelerate launch`) share the work; each writes its own shards. Killed at any moment, the
@@ -54,65 +81,79 @@ def label_texts(teacher: Asked, texts: Dataset, task: Task, root: Path, features
         task: what is predicted.
         root: the folder that holds stores; this one goes to `root/KEY`.
         features: layers whose [CLS] state is kept too, counted from 1.
+        work: who makes the shards.
 
     Raises:
         InputError: a damaged shard of an earlier run, or too little disk.
     """
     request = describe_request(teacher, texts, task, features)
 
-    def write(folder: Path, index: int, rows: range) -> None:
-        part = texts.select(rows)
+    def write(folder: Path, index: int, part: Dataset) -> None:
         store.write_shard(folder, request, index, part, teacher.ask(part, request.features))
 
     width = 4 * request.outputs + sum(len(str(texts[name][0])) for name in request.beside)
-    return Store(keep_shards(root, request, width, write, lambda folder: store.features_of(folder, request)))
+    folder = keep_shards(root, request, texts, width, write, lambda made: store.features_of(made, request), work)
+    return Store(folder).verify()
 
 
 def keep_shards(
     root: Path,
     request: Request,
+    examples: Dataset,
     width: int,
-    write: Callable[[Path, int, range], None],
+    write: Write,
     features: Callable[[Path], Features],
+    work: Work,
 ) -> Path:
     """Make the shards of a store that are not there yet. Of several runs that want the same one makes them.
 
     Args:
         root: the folder that holds stores.
-        request: what is kept, of how many examples.
+        request: what is kept.
+        examples: of what.
         width: bytes of an example, about.
-        write: makes a shard whole or not at all; takes the store's folder, the shard's number and its examples.
+        write: makes a shard whole or not at all.
         features: the columns, once all shards are there.
+        work: who makes them.
 
     Returns:
         The store's folder.
 
     Raises:
         InputError: as `label_texts`.
+        LimbeckError: the cluster, or the place behind the URL, failed; the same call goes on.
     """
     group = hardware.processes()
     folder = root / request.key[:16]
+    mirror = Mirror(work.url, request.key[:16]) if work.url else None
     missing = group.is_main_process and not store.is_finished(folder, request)
     waiting = f"knowledge: another run is making {folder}; waiting until it is done"
     with locked(folder, waiting) if missing else nullcontext():
         if missing and not store.is_finished(folder, request):
             store.reopen(folder)  # all look at its manifest below
-        _fill(folder, request, width, write, features)
+            if mirror is not None:
+                mirror.fetch(folder, request.shards)
+        _fill(folder, request, examples, width, write, features, work, mirror)
     return folder
 
 
 def _fill(
     folder: Path,
     request: Request,
+    examples: Dataset,
     width: int,
-    write: Callable[[Path, int, range], None],
+    write: Write,
     features: Callable[[Path], Features],
+    work: Work,
+    mirror: Mirror | None,
 ) -> None:
     """Make a store's missing shards, where some are; the main process has its lock."""
     group = hardware.processes()
     group.wait_for_everyone()
     if (folder / "manifest.json").is_file():
         say(f"knowledge: reused {request.rows:,} examples from {folder}; the teacher was not asked")
+        if mirror is not None and group.is_main_process and not mirror.finished:
+            mirror.finish(folder)
         return
     done = store.finished_shards(folder, request)
     group.wait_for_everyone()
@@ -124,14 +165,51 @@ def _fill(
     open_shards = [index for index in range(request.shards) if index not in done]
     require_space(folder, len(open_shards) * request.shard_rows * width, "labelling")
     started = time.monotonic()
-    mine = open_shards[group.process_index :: group.num_processes]
-    shards = track(mine, "Labelling", console=console) if group.is_main_process else mine
-    for index in shards:
-        first = index * request.shard_rows
-        write(folder, index, range(first, min(first + request.shard_rows, request.rows)))
+    _make(open_shards[group.process_index :: group.num_processes], folder, request, examples, write, work, mirror)
     group.wait_for_everyone()
     if group.is_main_process:
         store.finish(folder, request, features(folder))
+        if mirror is not None:
+            mirror.finish(folder)
         seconds = time.monotonic() - started
         say(f"knowledge: the teacher was asked about {request.rows:,} examples in {seconds:.1f} s; kept in {folder}")
     group.wait_for_everyone()
+
+
+def _make(
+    mine: Sequence[int],
+    folder: Path,
+    request: Request,
+    examples: Dataset,
+    write: Write,
+    work: Work,
+    mirror: Mirror | None,
+) -> None:
+    """Make shards, here or by workers."""
+    hidden = not hardware.processes().is_main_process
+    shown = partial(track, total=len(mine), description="Labelling", console=console, disable=hidden)
+    parts = ((index, _part(examples, request, index)) for index in mine)
+    if not work.ray:
+        for index, part in shown(parts):
+            write(folder, index, part)
+            if mirror is not None:
+                mirror.push(folder, index)
+        return
+    from limbeck.knowledge import cluster
+
+    for _ in shown(cluster.write_shards(parts, examples.features, folder, write, work.workers, mirror)):
+        pass
+    if mirror is not None:
+        mirror.fetch(folder, request.shards)
+    lost = [index for index in mine if not (folder / store.shard_name(index)).is_file()]
+    if lost:
+        raise LimbeckError(
+            f"{len(lost)} shards were made by workers, but are not in {folder}, which their machines do not share; "
+            "give knowledge=URL of a place that all of them reach"
+        )
+
+
+def _part(examples: Dataset, request: Request, index: int) -> Dataset:
+    """A shard's examples."""
+    first = index * request.shard_rows
+    return examples.select(range(first, min(first + request.shard_rows, request.rows)))

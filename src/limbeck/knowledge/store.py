@@ -1,20 +1,22 @@
 """The on-disk store of signals: Arrow shards that `datasets.load_from_disk` opens, and a manifest.
 
-A store is a folder named by its key. Shard i holds examples i*4096 up to (i+1)*4096 in order, as an Arrow stream
-whose schema metadata carries the manifest's specification, its digest noted under `progress/` until all are there.
-Then the files that `datasets` looks for are written, and `manifest.json` that lists them. Equal requests give equal
-bytes.
+A store is a folder named by its key. Shard i holds examples i*4096 up to (i+1)*4096 in order (more of them where there
+are millions), as an Arrow stream whose schema metadata carries the manifest's specification, its digest noted under
+`progress/` until all are there. Then the files that `datasets` looks for are written, and `manifest.json` that lists
+them. Equal requests give equal bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,11 @@ from limbeck.signals import Signals
 
 VERSION = 1
 SHARD_ROWS = 4096
+MOST_SHARDS = 512
+"""Each is a file that stays open while it is mapped, and systems allow a process about a thousand."""
+
+
+Shard = TypeVar("Shard")
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Request:
         outputs: logits per example.
         features: layers whose [CLS] state is kept.
         beside: the columns of the examples that are kept beside the signals.
-        shard_rows: examples of a shard.
+        shard_rows: examples of a shard; when not given so many that there are not too many shards.
     """
 
     spec: dict[str, Any]
@@ -48,7 +55,14 @@ class Request:
     outputs: int
     features: tuple[int, ...] = ()
     beside: dict[str, Value] = field(default_factory=dict)
-    shard_rows: int = field(default_factory=lambda: SHARD_ROWS)
+    shard_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shard_rows:
+            rows = SHARD_ROWS
+            while -(-self.rows // rows) > MOST_SHARDS:
+                rows *= 2
+            object.__setattr__(self, "shard_rows", rows)
 
     @property
     def key(self) -> str:
@@ -61,23 +75,47 @@ class Request:
         return -(-self.rows // self.shard_rows)
 
 
-class Verified:
-    """A complete store, its shards' bytes verified.
+class Verified(Generic[Shard]):
+    """A complete store. It opens at once whatever its size: a shard's bytes are verified when they are first needed.
 
     Args:
         folder: the store's folder.
+        open_shard: maps a shard's file.
 
     Raises:
-        InputError: it is not complete, or a shard's bytes are not those that were written; names the shard.
+        InputError: it is not complete; when a shard is used, that its bytes are not those that were written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, open_shard: Callable[[Path], Shard]) -> None:
         if not (folder / "manifest.json").is_file():
             raise InputError(f"{folder} is no finished knowledge store; run limbeck label to finish it")
         self.folder = folder
         self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        for shard in self.manifest["shards"]:
-            verify_shard(folder / shard["file"], shard["sha256"])
+        self.shard_rows = int(self.manifest["shards"][0]["rows"]) if self.manifest["shards"] else SHARD_ROWS
+        self._open_shard = open_shard
+        self._opened: dict[int, Shard] = {}
+        self._verified = False
+
+    def verify(self) -> Self:
+        """Verify all shards now, several at a time.
+
+        Raises:
+            InputError: a shard's bytes are not those that were written; names the first one.
+        """
+        shards = self.manifest["shards"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets go of the interpreter's lock
+            list(pool.map(lambda shard: verify_shard(self.folder / shard["file"], shard["sha256"]), shards))
+        self._verified = True
+        return self
+
+    def shard(self, index: int) -> Shard:
+        """A shard, mapped into memory."""
+        if index not in self._opened:
+            shard = self.manifest["shards"][index]
+            if not self._verified:
+                verify_shard(self.folder / shard["file"], shard["sha256"])
+            self._opened[index] = self._open_shard(self.folder / shard["file"])
+        return self._opened[index]
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
@@ -88,19 +126,18 @@ class Verified:
         return sum((self.folder / shard["file"]).stat().st_size for shard in self.manifest["shards"])
 
 
-class Store(Verified):
+class Store(Verified[dict[str, np.ndarray]]):
     """Logits and [CLS] states by example, mapped into memory; a signal source for training. As `Verified`."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._shards = [_open_shard(folder / shard["file"]) for shard in self.manifest["shards"]]
+        super().__init__(folder, _open_shard)
 
     def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
         """The signals of examples `row`, int64 [B]: logits float32 [B, C], features float16 [B, d] by layer."""
-        places = [divmod(row, SHARD_ROWS) for row in batch["row"].tolist()]
+        places = [divmod(row, self.shard_rows) for row in batch["row"].tolist()]
         columns = {
-            name: torch.from_numpy(np.stack([self._shards[shard][name][row] for shard, row in places]))
-            for name in self._shards[0]
+            name: torch.from_numpy(np.stack([self.shard(shard)[name][row] for shard, row in places]))
+            for name in self.shard(places[0][0])
         }
         logits = columns.pop("logits")
         return Signals(logits, {int(name.removeprefix("cls_")): states for name, states in columns.items()})
@@ -145,6 +182,11 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.arrow"
 
 
+def note_of(name: str) -> str:
+    """The file, within a store's folder, of a finished shard's digest until all of them are there."""
+    return f"progress/{name}.json"
+
+
 def verify_shard(path: Path, digest: str) -> None:
     """Compare a shard's bytes with the digest noted when it was written.
 
@@ -164,13 +206,14 @@ def finished_shards(folder: Path, request: Request) -> set[int]:
     (folder / "progress").mkdir(parents=True, exist_ok=True)
     for partial in folder.rglob("*.partial"):
         partial.unlink(missing_ok=True)
-    done = set()
+    done = {}
     for index in range(request.shards):
-        path, note = folder / shard_name(index), folder / "progress" / f"{shard_name(index)}.json"
+        path, note = folder / shard_name(index), folder / note_of(shard_name(index))
         if path.exists() and note.exists():
-            verify_shard(path, read_json(note)["sha256"])
-            done.add(index)
-    return done
+            done[index] = (path, read_json(note)["sha256"])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda found: verify_shard(*found), done.values()))
+    return set(done)
 
 
 def write_shard(folder: Path, request: Request, index: int, texts: Dataset, signals: Signals) -> None:
@@ -187,7 +230,7 @@ def write_shard(folder: Path, request: Request, index: int, texts: Dataset, sign
     metadata = {**features.arrow_schema.metadata, b"limbeck": json.dumps(head_of(request), sort_keys=True).encode()}
     table = pa.table(columns).cast(features.arrow_schema).replace_schema_metadata(metadata).combine_chunks()
     path = folder / shard_name(index)
-    arrow.write_shard(path, table, folder / "progress" / f"{path.name}.json", {"rows": len(texts)})
+    arrow.write_shard(path, table, folder / note_of(path.name), {"rows": len(texts)})
 
 
 def features_of(folder: Path, request: Request) -> Features:
@@ -199,7 +242,9 @@ def features_of(folder: Path, request: Request) -> Features:
 def finish(folder: Path, request: Request, features: Features) -> None:
     """Write the manifest and the files that make the folder a `datasets` one, then drop the progress notes."""
     files = [shard_name(index) for index in range(request.shards)]
-    notes = [read_json(folder / "progress" / f"{name}.json") for name in files]
+    notes = [read_json(folder / note_of(name)) for name in files]
+    if sum(note["rows"] for note in notes) != request.rows:
+        raise RuntimeError(f"shards of {sum(note['rows'] for note in notes)} examples where {request.rows} were asked")
     shards = [{"file": name, **note} for name, note in zip(files, notes, strict=True)]
     arrow.describe_shards(folder, features, files, request.key[:16])
     write_json(folder / "manifest.json", {**head_of(request), "rows": request.rows, "shards": shards})
@@ -232,7 +277,7 @@ def reopen(folder: Path) -> None:
         return
     (folder / "progress").mkdir(exist_ok=True)
     for shard in read_json(folder / "manifest.json")["shards"]:
-        write_json(folder / "progress" / f"{shard['file']}.json", {k: shard[k] for k in ("rows", "sha256")})
+        write_json(folder / note_of(shard["file"]), {k: shard[k] for k in ("rows", "sha256")})
     (folder / "manifest.json").unlink()
 
 

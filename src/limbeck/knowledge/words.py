@@ -19,8 +19,8 @@ from limbeck.anatomy import StatesAt
 from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint, weights_fingerprint
 from limbeck.errors import InputError
 from limbeck.knowledge.formats import Format, pack, unpack
-from limbeck.knowledge.labelling import keep_shards
-from limbeck.knowledge.store import VERSION, Request, Verified, head_of, shard_name
+from limbeck.knowledge.labelling import HERE, Work, keep_shards
+from limbeck.knowledge.store import VERSION, Request, Verified, head_of, note_of, shard_name
 from limbeck.rules.answers import Held
 from limbeck.rules.tokens import TokenRules
 from limbeck.signals import Signals, SparseWords
@@ -87,6 +87,7 @@ def label_words(
     batch_size: int,
     precision: str,
     rules: TokenRules | None = None,
+    work: Work = HERE,
 ) -> WordStore:
     """Ask a causal language model once about every token that is to be predicted, or reuse what it said.
 
@@ -102,14 +103,15 @@ def label_words(
         batch_size: examples per forward pass.
         precision: what the teacher computes in.
         rules: in the teacher's tokens; the examples then have a column `prompt`.
+        work: who makes the shards.
 
     Raises:
         InputError: a damaged shard of an earlier run, or too little disk.
     """
     request = describe_words(teacher, encoded, form, precision, seed, rules)
 
-    def write(folder: Path, index: int, rows: range) -> None:
-        part = encoded.select(rows)
+    def write(folder: Path, index: int, part: Dataset) -> None:
+        teacher.model.to(hardware.device())
         said = _ask(teacher, part, form, seed, batch_size, precision, rules)
         table = pa.table(
             {
@@ -124,27 +126,24 @@ def label_words(
         }
         table = table.cast(_FEATURES.arrow_schema).replace_schema_metadata(metadata).combine_chunks()
         path = folder / shard_name(index)
-        arrow.write_shard(path, table, folder / "progress" / f"{path.name}.json", {"rows": len(part)})
+        arrow.write_shard(path, table, folder / note_of(path.name), {"rows": len(part)})
 
     width = SHARD_BYTES // request.shard_rows
-    teacher.model.to(hardware.device())
-    return WordStore(keep_shards(root, request, width, write, lambda folder: _FEATURES))
+    return WordStore(keep_shards(root, request, encoded, width, write, lambda folder: _FEATURES, work)).verify()
 
 
-class WordStore(Verified):
+class WordStore(Verified[tuple[np.ndarray, np.ndarray]]):
     """What was kept of each token's distribution, mapped into memory; a signal source for training. As `Verified`."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, _open_shard)
         self.format = Format(**self.manifest["spec"]["signals"])
-        self._shards = [_open_shard(folder / shard["file"]) for shard in self.manifest["shards"]]
-        self._rows = self.manifest["shards"][0]["rows"]
 
     def signals(self, batch: dict[str, torch.Tensor]) -> Signals:
         """What the teacher said at the `positions` of examples `row`, unpacked where the batch is."""
         parts = []
-        for shard, row in (divmod(row, self._rows) for row in batch["row"].tolist()):
-            ends, content = self._shards[shard]
+        for shard, row in (divmod(row, self.shard_rows) for row in batch["row"].tolist()):
+            ends, content = self.shard(shard)
             parts.append(content[ends[row] : ends[row + 1]])
         flat = np.concatenate(parts).reshape(-1, self.format.width)
         if len(flat) != len(batch["positions"]):

@@ -247,6 +247,17 @@ class Export(Section):
     models that write: `gguf` (float16) and `gguf-q8` (8 bits), for llama.cpp."""
 
 
+class Labelling(Section):
+    """Who asks the teacher."""
+
+    shorthand: ClassVar[str | None] = "engine"
+    engine: Literal["here", "ray"] = "here"
+    """`here`: this run's processes. `ray`: workers on a Ray cluster (extra `ray`), each with the teacher loaded once;
+    the cluster is the one that the variable RAY_ADDRESS names, or else this machine."""
+    workers: Count | None = None
+    """Of `ray`. One for each GPU when not given; where there are none one for each machine, with all its cores."""
+
+
 class Recipe(Section):
     """A whole run: from teacher to evaluated, exported student."""
 
@@ -278,7 +289,11 @@ class Recipe(Section):
     output: str
     """The run's folder."""
     knowledge: str | None = None
-    """The folder that keeps what teachers said; share it between runs. `OUTPUT/knowledge` when not given."""
+    """The folder that keeps what teachers said; share it between runs. `OUTPUT/knowledge` when not given. Of a URL
+    that fsspec opens, such as s3://bucket/folder, what is there comes to `OUTPUT/knowledge`, and what is made goes
+    there, too."""
+    labelling: Labelling = Labelling()
+    """Who asks the teacher."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Fixes splits, initialisation and order."""
 

@@ -19,6 +19,8 @@ def check_labeller(recipe: Recipe) -> None:
     assert recipe.teacher is not None
     served = [model for model in recipe.teacher.models if model.server is not None]
     name = served[0].model
+    if recipe.labelling.engine == "ray":
+        raise ValueError(f"the teacher '{name}' is behind a server, which one process asks; drop labelling.engine=ray")
     why = f"the teacher '{name}' is behind a server, which shows its labels and no layers"
     taught = [stage for stage in recipe.stages if not stage.on_text and stage.objectives.needs_teacher]
     for stage in taught:

@@ -48,6 +48,15 @@ class HuggingFaceModel:
         self._words = WordsAt(self.model) if task.kind == "masked-lm" else None
         self.model.to(hardware.device()).eval()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """On its way to another machine the model is on the CPU, which every machine has."""
+        self.model.cpu()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self.model.to(hardware.device())
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the outputs."""

@@ -12,6 +12,7 @@ from limbeck import hardware
 from limbeck.checkpoints import Checkpoint, ends_of, max_length
 from limbeck.data import Splits
 from limbeck.knowledge import WordStore, label_words, words_format
+from limbeck.knowledge.labelling import HERE, Work
 from limbeck.progress import say
 from limbeck.recipe import Recipe
 from limbeck.recipe.schema import Task
@@ -66,6 +67,7 @@ def ask_for_words(
     student: Checkpoint,
     root: Path,
     rules: AnswerRules | None = None,
+    work: Work = HERE,
 ) -> WordStore:
     """What the teacher says of the words that the recipe's stages learn from it, kept at their temperature.
 
@@ -76,6 +78,7 @@ def ask_for_words(
         student: whose examples these are: of its length, and ending where its answers end.
         root: the folder that holds stores.
         rules: that the teacher is held to.
+        work: who asks.
     """
     assert recipe.teacher is not None
     assert recipe.teacher.words is not None
@@ -87,7 +90,8 @@ def ask_for_words(
     table = splits.train if stage.on == "train" else splits.transfer
     encoded = encode_language(table, student, recipe.task, prompts=rules is not None)
     precision, ruled = hardware.pick_precision("auto"), rules.of(teacher) if rules is not None else None
-    return label_words(teacher, encoded, form, root, recipe.seed, recipe.teacher.batch_size, precision, ruled)
+    size = recipe.teacher.batch_size
+    return label_words(teacher, encoded, form, root, recipe.seed, size, precision, ruled, work)
 
 
 def language_metrics(prediction: EvalPrediction) -> dict[str, float]:

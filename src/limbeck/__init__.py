@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import InputError, LimbeckError
 
 if TYPE_CHECKING:
-    from limbeck.api import benchmark, check_rules, cut, distill, evaluate, export, generate, label, train
+    from limbeck.api import benchmark, check_rules, cut, distill, evaluate, export, generate, label, plan, train
     from limbeck.recipe import Recipe
     from limbeck.run import Run
 
@@ -25,6 +25,7 @@ __all__ = [
     "export",
     "generate",
     "label",
+    "plan",
     "train",
 ]
 

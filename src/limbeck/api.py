@@ -33,6 +33,7 @@ from limbeck.rules import LabelRules, load_rules, violations
 from limbeck.rules.text import rates
 from limbeck.run import Run, run
 from limbeck.signals import Asked
+from limbeck.sizing import Plan, Target, plan_students
 from limbeck.students import PATTERNS, cut_model
 from limbeck.teachers import HuggingFaceModel
 from limbeck.training.checkpointing import save_model
@@ -101,6 +102,39 @@ def label(
     """
     checked, objects = resolve(recipe, {"teacher": teacher, "data": data, "output": output, **settings})
     return run_room.label(checked, objects)
+
+
+def plan(
+    *,
+    teacher: Model | Mapping[str, Any],
+    data: Examples,
+    speedup: float | None = None,
+    latency: float | None = None,
+    megabytes: float | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Plan:
+    """Before any training: students of a teacher that could be made, what they would be, and what that would cost.
+
+    Each is built, timed and trained for a few batches on the data; that takes seconds a student.
+
+    Args:
+        teacher: as of `distill`; one that runs here.
+        data: as of `distill`.
+        speedup: how many times faster than the teacher the student is to be, one example at a time.
+        latency: milliseconds that an answer may take here, one example at a time.
+        megabytes: that its weights may take in float32.
+        settings: other entries of the recipe, such as `**{"training.epochs": 5, "data.corpus": TEXT}`.
+
+    Returns:
+        The plan; its `best` is the largest student that meets the target.
+
+    Raises:
+        InputError: a target that is no positive number; as `distill`.
+    """
+    for name, value in (("speedup", speedup), ("latency", latency), ("megabytes", megabytes)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name}={value} is no target; give a number above 0")
+    return plan_students({"teacher": teacher, "data": data, **settings}, Target(speedup, latency, megabytes))
 
 
 def generate(

@@ -98,6 +98,36 @@ def label(
 
 
 @app.command()
+def plan(
+    words: Words = None,
+    speedup: Annotated[float | None, typer.Option(help="Times faster than the teacher, an example at a time.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Milliseconds of an answer to one example, here.")] = None,
+    megabytes: Annotated[float | None, typer.Option(help="Of the student's weights in float32.")] = None,
+) -> None:
+    """Before any training: students that could be made, what they would be, and what making them would cost.
+
+    Takes what `distill` takes but for the student. Each is built, timed and trained for a few batches.
+
+    - `limbeck plan teacher=DIR data=reviews.csv --speedup 3`
+
+    - `limbeck plan teacher=DIR data=reviews.csv data.corpus=text.txt --megabytes 40 --latency 5`
+    """
+    from limbeck import api
+    from limbeck.report import advice, plan_table
+
+    places, settings = _parts(words)
+    if places:
+        raise InputError(f"'{places[0]}' is no setting; plan chooses recipes itself")
+    for name in ("teacher", "data"):
+        if not any(key == name or key.startswith(f"{name}.") for key in settings):
+            raise InputError(f"give {name}=...: limbeck plan teacher=MODEL data=FILE")
+    settings = {"teacher": None, "data": None} | settings
+    found = api.plan(speedup=speedup, latency=latency, megabytes=megabytes, **settings)
+    out.print(plan_table(found))
+    out.print(advice(found), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def generate(words: Words = None) -> None:
     """Have a teacher answer prompts once, and keep the answers for any later run.
 

@@ -54,7 +54,7 @@ def evaluate_models(
     main = task.main_metric(settings.metric)
     said = {name: model.ask(test) for name, model in models.items()}
     logits = {name: np.asarray(each.logits) for name, each in said.items()}
-    lengths = _lengths(test, task)
+    lengths = text_lengths(test, task)
     measured: dict[str, Any] = {}
     draws: dict[str, Array] = {}
     for name, model in models.items():
@@ -94,7 +94,7 @@ def _without_confidence(measured: dict[str, Any], models: list[str]) -> dict[str
     return measured
 
 
-def _lengths(test: Dataset, task: Task) -> Array | None:
+def text_lengths(test: Dataset, task: Task) -> Array | None:
     """Words of each example; none where it is no text."""
     if task.inputs != "text":
         return None

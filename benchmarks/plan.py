@@ -1,9 +1,9 @@
 """What `limbeck plan` predicts, against what then happens.
 
-    python benchmarks/plan.py TEACHER --data TRAIN DEV TEST [--students 3] [--epochs 1]
+    python benchmarks/plan.py TEACHER --data TRAIN DEV TEST [--students "3 layers"] [--epochs 1]
 
-TEACHER is a fine-tuned classifier. Students are planned, some of them are distilled as the plan says, and their latency,
-training time, labelling time, size and knowledge are compared. Run it on a quiet machine: both sides are times. Writes
+TEACHER is a fine-tuned classifier. Students are planned, some of them are distilled as the plan says, and their
+latency, training time, size and knowledge are compared. Run it on a quiet machine: both sides are times. Writes
 benchmarks/results/plan.json.
 """
 

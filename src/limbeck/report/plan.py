@@ -15,12 +15,7 @@ _COLUMNS = ("student", "recipe", "size", "latency", "faster", "asking", "trainin
 
 def plan_table(plan: Plan) -> Table:
     """A row for the teacher and for each student; the chosen one has a star. Narrow enough for 80 columns."""
-    table = Table(
-        *(Column(title, overflow="fold") for title in _COLUMNS),
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(*(Column(title, overflow="fold") for title in _COLUMNS), box=None, pad_edge=False)
     teacher = plan.teacher
     table.add_row("teacher", "", megabytes(teacher["bytes"]), f"{teacher['latency_ms']:.1f} ms", "1.0x")
     for each in plan.proposals:

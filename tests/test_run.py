@@ -233,6 +233,53 @@ def test_two_processes_train_one_student(tmp_path: Path, tiny_teacher_dir: Path,
     assert done.stdout.count("report:") == 1
 
 
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path
+) -> None:
+    """Two processes are killed after a checkpoint; one goes on, and the student is that of one process throughout."""
+    quick = [
+        "training.epochs=3",
+        "training.dropout=false",
+        "training.checkpoint_steps=5",
+        "training.learning_rate=1e-3",
+    ]
+    words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "baseline=false", "export=[]", "seed=3",
+             *quick, "evaluation.resamples=100", "evaluation.speed=false"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    dying = (
+        "import os, sys\n"
+        "from limbeck.cli import main\n"
+        "from limbeck.training.checkpointing import Clock\n"
+        "saved = Clock.on_save\n"
+        "def on_save(self, args, state, control, **kwargs):\n"
+        "    saved(self, args, state, control, **kwargs)\n"
+        "    if state.global_step >= 10:\n"
+        "        os._exit(9)\n"
+        "Clock.on_save = on_save\n"
+        "main()\n"
+    )
+    (tmp_path / "dying.py").write_text(dying)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    two = [*launch, str(tmp_path / "dying.py"), *words, f"output={tmp_path}/two", "training.batch_size=8"]
+    assert subprocess.run(two, capture_output=True, text=True, env=environment, timeout=300).returncode != 0
+    assert list((tmp_path / "two").rglob("checkpoint-*/trainer_state.json"))
+    limbeck = [sys.executable, "-m", "limbeck", *words]
+    other = subprocess.run(
+        [*limbeck, f"output={tmp_path}/two", "training.batch_size=8"], capture_output=True, text=True, env=environment
+    )
+    assert "its training.examples of an update is 16, yours is 8" in other.stderr
+    for name in ("two", "one"):
+        done = subprocess.run(
+            [*limbeck, f"output={tmp_path}/{name}", "training.batch_size=16"], capture_output=True, text=True,
+            env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("going on from" in done.stderr) == (name == "two")
+    one, two_then_one = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        assert (value - two_then_one[name]).abs().max() < 1e-5, name
+
+
 # --- what is refused, each in a sentence and before training ---------------------------------------------------------
 
 

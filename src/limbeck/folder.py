@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _FREE_WITHIN = (
     "data.generation.token_limit",
     *(f"teacher.{which}.{name}" for which in ("models", "general") for name in _OF_SERVERS),
 )
+_SPLIT = ("batch_size", "gradient_accumulation")
 _PACKAGES = ("limbeck", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "onnxruntime")
 
 
@@ -74,8 +76,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output={self.path} is a file; give a folder")
         if self.recipe.is_file():
-            before, now = _as_read_today(self.recipe), yaml.safe_load(dump(recipe))
-            key, was, wanted = _first_difference(_essential(before), _essential(now)) or ("", None, None)
+            identity = self.path / "run.json"
+            shared = read_json(identity).get("processes", 1) if identity.is_file() else 1
+            before = _essential(_as_read_today(self.recipe), shared)
+            now = _essential(yaml.safe_load(dump(recipe)), hardware.processes().num_processes)
+            key, was, wanted = _first_difference(before, now) or ("", None, None)
             if key:
                 raise InputError(
                     f"{self.path} holds another run: its {key} is {was!r}, yours is {wanted!r}; "
@@ -110,7 +115,7 @@ class RunFolder:
         if hardware.processes().is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.recipe, dump(recipe))
-            write_json(identity, {"content": content})
+            write_json(identity, {"content": content, "processes": hardware.processes().num_processes})
             if recipe.rules is not None:
                 write_atomic(self.path / "rules.yaml", standalone(recipe.rules))
             versions = {name: hardware.version(name) for name in _PACKAGES}
@@ -142,7 +147,16 @@ def _as_read_today(path: Path) -> Any:  # noqa: ANN401
         return saved
 
 
-def _essential(recipe: dict[str, Any]) -> dict[str, Any]:
+def _essential(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
+    """What makes a run the one it is. How a global batch is split among processes and micro-steps does not."""
+    whole = recipe["training"]
+    for training in (*(stage["training"] for stage in recipe["stages"]), whole):
+        split = [training.get(name, whole[name]) for name in _SPLIT]
+        if training is whole or any(name in training for name in _SPLIT):
+            training["examples of an update"] = math.prod(split) * processes
+    for training in (whole, *(stage["training"] for stage in recipe["stages"])):
+        for name in _SPLIT:
+            training.pop(name, None)
     kept = {key: _without_free(value, key) for key, value in recipe.items() if key not in _FREE}
     trainings = [recipe["training"], *(stage["training"] for stage in recipe["stages"])]
     if any(each.get("patience") for each in trainings):  # the metric and what it is measured on choose the checkpoint

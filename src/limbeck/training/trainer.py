@@ -92,7 +92,8 @@ class DistillationTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         lengths = (train_dataset or self.train_dataset)["length"][:]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        # Of the whole global batch: the same examples make an update however many processes share it.
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedByEpoch(size, lengths, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader[Batch]:

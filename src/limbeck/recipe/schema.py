@@ -145,7 +145,7 @@ class Training(Section):
     learning_rate: Positive = 5e-5
     """The peak rate."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Examples per device and micro-step. A run may go on with the same global batch split otherwise among processes."""
+    """Examples per device and micro-step. A run may go on with the same global batch split otherwise."""
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     """Micro-steps per update. The gradient does not depend on how a global batch is split."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1

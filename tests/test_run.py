@@ -280,6 +280,28 @@ def test_a_run_goes_on_with_another_number_of_processes(
         assert (value - two_then_one[name]).abs().max() < 1e-5, name
 
 
+def test_a_profile_says_where_time_goes_and_changes_nothing(
+    tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from limbeck.cli import app, main
+
+    words = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "baseline=false", "export=[]", "training.epochs=2"]
+    words += ["training.batch_size=4", "evaluation.resamples=100", "evaluation.speed=false"]
+    for name, more in (("plain", []), ("told", ["--profile"])):
+        with pytest.raises(SystemExit) as done:
+            main(lambda more=more, name=name: app(["distill", *words, f"output={tmp_path}/{name}", *more]))
+        assert done.value.code == 0
+    assert "above the floor (data " in capsys.readouterr().err
+    found = json.loads((tmp_path / "told" / "logs" / "profile-student-1-distill.json").read_text())
+    assert found["updates"] == 20
+    assert found["above the floor"] == pytest.approx(found["seconds"] / found["floor"] - 1)
+    assert set(found["profiled"]) == {"data", "knowledge or teacher", "forward", "terms", "backward", "update"}
+    assert all(seconds > 0 for seconds in found["profiled"].values())
+    assert (tmp_path / "told" / "logs" / "profile-student-1-distill.trace.json").is_file()
+    one, two = ((tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("plain", "told"))
+    assert one == two
+
+
 # --- what is refused, each in a sentence and before training ---------------------------------------------------------
 
 

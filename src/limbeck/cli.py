@@ -33,7 +33,10 @@ Words = Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] KEY=VALUE..
 
 
 @app.command()
-def distill(words: Words = None) -> None:
+def distill(
+    words: Words = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time of training goes.")] = False,
+) -> None:
     """Distil a teacher into a student, measure what was kept, export, and write the report.
 
     RECIPE is a packaged method (`limbeck methods list`; hinton when not given) or a YAML file.
@@ -51,6 +54,8 @@ def distill(words: Words = None) -> None:
     from limbeck import api
 
     places, settings = _parts(words)
+    if profile:
+        settings["profile"] = True
     _show(api.distill(*places, **settings))
 
 

@@ -30,7 +30,7 @@ _OURS = (
     "logs",
 )
 # What may change between two runs of the same command without making it another run.
-_FREE = ("output", "knowledge", "labelling", "evaluation", "export", "about")
+_FREE = ("output", "knowledge", "labelling", "profile", "evaluation", "export", "about")
 _OF_SERVERS = ("timeout", "key", "rate", "price", "limit")
 _FREE_WITHIN = (
     "training.report_to",

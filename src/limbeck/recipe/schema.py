@@ -286,6 +286,9 @@ class Recipe(Section):
     """The forms that the student is shipped in."""
     baseline: bool = True
     """Also train the same student on the hard labels alone, to show what the teacher bought."""
+    profile: bool = False
+    """Profile some updates of each stage: where their time goes, and how far they are above what training the student
+    alone takes; to `OUTPUT/logs`."""
     output: str
     """The run's folder."""
     knowledge: str | None = None

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from limbeck.progress import say
 from limbeck.recipe.schema import Recipe, Stage, Training
 from limbeck.students import keep_layers
 from limbeck.tasks import Task
+from limbeck.tasks.text import model_inputs
 from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, save_model
 from limbeck.training.kernels import fused_kernels, kernels_for
 from limbeck.training.layer_drop import drop_layers
 from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
 from limbeck.training.phases import Phase, kept_layers, phases_of
 from limbeck.training.planning import wanted_of
+from limbeck.training.profiling import Profile, student_alone
 from limbeck.training.trainer import DistillationTrainer
 
 TERMS_MODULE = "limbeck_terms"
@@ -198,6 +201,7 @@ def trainer_for(
         words=lesson.words,
         own_answers=lesson.own_answers,
         dropout=training.dropout,
+        profile=_profile(lesson, recipe, training, workplace) if recipe.profile else None,
         eval_collator=lesson.watch or lesson.collate(lambda: 0),  # a validation's masks are the same every time
         model=lesson.model,
         args=_arguments(training, seed, workplace, len(lesson.learn), metric, lesson),
@@ -211,6 +215,17 @@ def trainer_for(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bars(metric))
     return trainer
+
+
+def _profile(lesson: Lesson, recipe: Recipe, training: Training, workplace: Path) -> Profile:
+    """A profile of a phase, compared with the floor where the student's forward pass is what training runs."""
+    logs = Path(recipe.output) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    group = hardware.processes()
+    number = "" if group.num_processes == 1 else f"-{group.process_index}"
+    autocast = partial(hardware.autocast, hardware.pick_precision(training.precision))
+    floor = partial(student_alone, lesson.model, model_inputs, autocast, training.learning_rate)
+    return Profile(logs / f"profile-{workplace.name}{number}.json", None if lesson.words is not None else floor)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import Batch, model_inputs
 from limbeck.training.on_policy import OwnAnswers, advantages
+from limbeck.training.profiling import Profile, region
 
 
 class LengthGroupedByEpoch(LengthGroupedSampler):
@@ -62,6 +63,7 @@ class DistillationTrainer(Trainer):
         own_answers: makes batches of the student's own answers.
         dropout: whether the student's dropout is on.
         eval_collator: makes a validation's batches; the training's own when not given.
+        profile: of some of the updates.
         kwargs: `Trainer`'s own.
     """
 
@@ -74,12 +76,15 @@ class DistillationTrainer(Trainer):
         own_answers: OwnAnswers | None = None,
         dropout: bool = True,
         eval_collator: Callable[..., Batch] | None = None,
+        profile: Profile | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**kwargs)
         self.terms = list(terms)
         self.source, self.words, self.dropout = source, words, dropout
-        self.own_answers = own_answers
+        self.own_answers, self.profile = own_answers, profile
+        if profile is not None:
+            self.add_callback(profile)
         self.capture = Capture(self.model, reduce(or_, (term.student for term in self.terms), Wanted()))
         self.data_collator: Any
         self.eval_collator = eval_collator or self.data_collator
@@ -109,7 +114,10 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
         """The micro-batches of one update, and each term's count over all of them on all processes, float32 [terms]."""
-        batches = list(islice(epoch_iterator, num_batches))
+        with region("data"):
+            batches = list(islice(epoch_iterator, num_batches))
+        if self.profile is not None and batches:
+            self.profile.saw(batches)
         update = self.state.global_step
         if self.own_answers is not None and self.own_answers.wanted(update):
             batches = [self._answered(batch, update, number) for number, batch in enumerate(batches)]
@@ -158,6 +166,22 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401
         """This micro-batch's share of the global batch's loss, times the number of processes (DDP averages)."""
+        with region("loss"):
+            return self._loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        """As `Trainer`'s, a part of the profile."""
+        with region("step"):
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+            return loss
+
+    def _loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> Any:  # noqa: ANN401
         if not isinstance(num_items_in_batch, torch.Tensor):
             raise TypeError("the loss needs the counts that get_batch_samples makes")
         counts = num_items_in_batch.clamp(min=1)
@@ -169,7 +193,8 @@ class DistillationTrainer(Trainer):
         def weigh(student: nn.Module, args: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
             nonlocal outputs
             outputs = output
-            losses, loss = self._weigh(output, teacher, inputs, counts)
+            with region("terms"):
+                losses, loss = self._weigh(output, teacher, inputs, counts)
             # Summed on the device and read only when logged: no synchronisation per step.
             self._sums = losses if self._sums is None else self._sums + losses
             return loss * float(self.args.world_size)
@@ -268,7 +293,8 @@ class DistillationTrainer(Trainer):
         """The teacher's signals about a batch, on its device."""
         if self.source is None:
             return None
-        said, device = self.source.signals(inputs), inputs["row"].device
+        with region("knowledge"):
+            said, device = self.source.signals(inputs), inputs["row"].device
         said.logits = None if said.logits is None else said.logits.to(device)
         said.features = {layer: states.to(device) for layer, states in said.features.items()}
         return said

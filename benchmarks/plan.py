@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("teacher", help="a classifier's folder")
     parser.add_argument("--data", nargs=3, required=True, metavar=("TRAIN", "DEV", "TEST"))
     parser.add_argument(
-        "--students", nargs="+", default=["3 layers", "1 layers", "3 x 192"], help="as the plan names them"
+        "--students", nargs="+", default=["3 layers", "2 layers", "1 layers"], help="as the plan names them"
     )
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/plan"))
@@ -55,10 +55,9 @@ def main() -> None:
     for proposal in plan.proposals:
         if proposal.name not in options.students:
             continue
-        short = {f"stages.{name}.training.epochs": options.epochs for name in ("intermediate", "prediction")}
-        changes = proposal.settings | (short if proposal.recipe == "tinybert" else {})
         place = options.output / proposal.name.replace(" ", "-")
-        run = limbeck.distill(proposal.recipe, **settings, **changes, output=place, export=[], baseline=False)
+        short = {"output": place, "export": [], "baseline": False}
+        run = limbeck.distill(proposal.recipe, **settings, **proposal.settings, **short)
         rows.append({"student": proposal.name, "recipe": proposal.recipe, **compare(proposal, run.metrics)})
         print(json.dumps(rows[-1], indent=1))
     RESULTS.write_text(

@@ -89,7 +89,7 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
         optimizer = trainer.create_optimizer()
         settings_of = {"lr": 1e-5, "fused": True}
         plain_optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], **settings_of)
-        teacher = (teaching.general if phase.stage.on_text else teaching.teacher).model.eval()
+        teacher = (teaching.general if phase.stage.on_text else teaching.teachers[0]).model.eval()
         asked = teacher if lesson.wanted.logits else teacher.base_model
 
         @torch.no_grad()

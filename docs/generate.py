@@ -151,19 +151,21 @@ def results() -> str:
 
 def speed() -> str:
     """The README's sentence on training speed."""
-    found = json.loads((ROOT / "benchmarks/results/peer_textbrewer.json").read_text("utf-8"))
-    ratios, options = found["textbrewer over limbeck"], found["options"]
-    documented, dynamic = ratios["max_length"], ratios["longest"]
+    found = json.loads((ROOT / "benchmarks/results/peers.json").read_text("utf-8"))["cases"]["classification"]
+    ratios = found["over limbeck"]
+
+    def times(name: str) -> str:
+        each = ratios[name]
+        return f"{each['median']:.1f} times ({each['low']:.1f} to {each['high']:.1f})"
+
     return (
-        f"Training the demo's student ({options['examples']:,} sentences, {options['epochs']} epochs, "
-        f"batch size {options['batch_size']}; labelling, "
-        f"validation and checkpoints included) is **{documented['median']:.1f} times faster** "
-        f"({documented['low']:.1f} to {documented['high']:.1f} over {options['rounds']} rounds of one interleaved "
-        f"run) than TextBrewer {found['versions']['textbrewer']}'s `GeneralDistiller` set up as in its own SST-2 "
-        "notebook, which pads every "
-        "sentence to 128 tokens. Given batches padded to their own longest sentence, TextBrewer takes "
-        f"{dynamic['median']:.1f} times as long ({dynamic['low']:.1f} to {dynamic['high']:.1f}). "
-        f"On {tables.machine(found)}, by `python benchmarks/peer_textbrewer.py`."
+        f"Training the demo's student ({found['examples']:,} sentences, {found['epochs']} epochs, batch size "
+        f"{found['batch_size']}; labelling, validation and checkpoints included) takes transformers' `Trainer` with "
+        f"the teacher in its loss **{times('trainer')}** as long, TextBrewer {found['versions']['textbrewer']}'s "
+        f"`GeneralDistiller` {times('textbrewer, longest')} with batches padded to their longest sentence, and "
+        f"{times('textbrewer, 128')} set up as in its own SST-2 notebook, which pads to 128 tokens; medians and "
+        f"extremes of {found['rounds']} rounds of one interleaved run. On {tables.machine(found)}, by `python "
+        "benchmarks/peers.py`. [More of it](docs/performance.md)."
     )
 
 
@@ -267,7 +269,7 @@ def _points(figure: dict[str, Any] | None) -> str:
 
 def pages() -> list[Path]:
     """The pages that have, or may have, measured tables."""
-    names = ("rules", "words", "api_teachers")
+    names = ("rules", "words", "api_teachers", "performance")
     return [*(ROOT / "docs/systems").glob("*.md"), *(ROOT / f"docs/{name}.md" for name in names)]
 
 

@@ -235,6 +235,52 @@ def tables(found: dict[str, Any]) -> str:
     return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/tables.py`."
 
 
+def peers(found: dict[str, Any]) -> str:
+    """Other ways to distil a classifier, by how many times as long they take."""
+    rows = [["", "against", "times as long", "examples", "rounds"]]
+    for case, each in found["cases"].items():
+        for name, ratio in each["over limbeck"].items():
+            rows.append([case, name, _range(ratio, ""), f"{each['examples']:,}", str(each["rounds"])])
+    first = next(iter(found["cases"].values()))
+    note = f"Medians and extremes over the rounds of one interleaved run. On {machine(first)}, by "
+    return _markdown(rows) + f"\n\n{note}`python benchmarks/peers.py`."
+
+
+def plan(found: dict[str, Any]) -> str:
+    """What was predicted of students, over what was found."""
+    names = {"latency_ms": "latency", "training_seconds": "training", "knowledge_bytes": "knowledge"}
+    rows = [["student", "recipe", *names.values()]]
+    units = {"latency_ms": ("ms", 1.0), "training_seconds": ("s", 1.0), "knowledge_bytes": ("MB", 1e-6)}
+    for each in found["rows"]:
+        cells = []
+        for name in names:
+            unit, scale = units[name]
+            said, was, ratio = (each[name][key] for key in ("predicted", "found", "ratio"))
+            cells.append(f"{scale * said:.1f} {unit}, was {scale * was:.1f} ({100 * (ratio - 1):+.0f} %)")
+        rows.append([each["student"], each["recipe"], *cells])
+    note = f"SST-2's sentences, {found['epochs']:g} epoch of each stage. On {machine(found)}, by "
+    return _markdown(rows) + f"\n\n{note}`python benchmarks/plan.py`."
+
+
+def stores(found: dict[str, Any]) -> str:
+    """Opening, verifying and reading a large store; labelling by size."""
+    read, size = found["reading"], found["verifying"]["bytes"] / 1e6
+    own = [each / 1e6 for each in read["bytes after 0, 200 and 2,000 batches"]]
+    rows = [
+        [f"a store of {found['rows']:,} examples ({size:,.0f} MB)", ""],
+        ["opened", f"{1e3 * found['opening']['seconds']:.0f} ms"],
+        ["opened, and an example read", f"{1e3 * found['opening']['with one example']:.0f} ms"],
+        ["all digests compared", f"{found['verifying']['seconds']:.1f} s"],
+        ["examples read at random", f"{read['rows a second']:,.0f}/s"],
+        ["memory beside the mapped files, before and after 512,000 examples", f"{own[0]:,.0f} and {own[2]:,.0f} MB"],
+    ]
+    rows += [
+        [f"labelling {each['texts']:,} texts, the most memory beyond the models", f"{each['bytes'] / 1e6:,.0f} MB"]
+        for each in found["labelling"]
+    ]
+    return _markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/stores.py`."
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "words": words,
     "language-students": students,
@@ -249,6 +295,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "images-trees": images("trees"),
     "images-ensemble": images("ensemble"),
     "images-deit": images("deit"),
+    "peers": peers,
+    "plan": plan,
+    "stores": stores,
 }
 FILES = {
     "label-rules": "rules",

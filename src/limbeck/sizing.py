@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from rich.progress import track
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
@@ -42,10 +43,11 @@ from limbeck.training.checkpointing import Bars
 from limbeck.training.lessons import Lesson, prepare_lesson
 from limbeck.training.phases import Phase, phases_of
 from limbeck.training.stages import extra_weights, only_layer, trainer_for, unprepared
+from limbeck.training.trainer import LengthGroupedByEpoch
 
-BATCHES = 8
+BATCHES = 12
 """Of training that are timed, after as many that are not."""
-ASKED = 256
+ASKED, VALIDATED = 256, 1024
 """Examples that the teacher is asked about, and at most so many that a validation is timed on."""
 
 
@@ -290,12 +292,11 @@ def _phase(
     per_step = training.batch_size * training.gradient_accumulation * hardware.processes().num_processes
     rows = len(lesson.learn) * (1 if phase.stage.on_text else _copies(recipe))
     steps = max(1, round(rows / per_step * training.epochs))
-    drawn = np.random.default_rng(0).permutation(len(lesson.learn))[: BATCHES * per_step]
     held = lesson.validate
     some = replace(
         lesson,
-        learn=lesson.learn.select(np.sort(drawn)),
-        validate=None if held is None else held.select(range(min(len(held), ASKED))),
+        learn=lesson.learn.select(_updates(lesson.learn, per_step, recipe.seed)),
+        validate=None if held is None else held.select(range(min(len(held), VALIDATED))),
     )
     stage = phase.stage.model_copy(update={"training": phase.stage.training | {"epochs": 2, "checkpoint_steps": None}})
     watch = _Stopwatch()
@@ -306,6 +307,7 @@ def _phase(
         stack.enter_context(only_layer(lesson.model, phase.only))
         trainer = trainer_for(some, replace(phase, stage=stage), recipe, ready.task, student, Path(folder))
         trainer.args.save_strategy = SaveStrategy.EPOCH
+        trainer.args.train_sampling_strategy = "sequential"  # the updates as they are
         trainer.remove_callback(Bars)
         trainer.add_callback(watch)
         trainer.train()
@@ -314,6 +316,14 @@ def _phase(
     seconds = watch.step * steps
     seconds += validations * watch.validation * (len(held) / len(some.validate) if held and some.validate else 1)
     return seconds + max(1, round(training.epochs)) * watch.checkpoint, memory.read()
+
+
+def _updates(learn: Dataset, size: int, seed: int) -> list[int]:
+    """The examples of some of the run's own updates, evenly spaced: a random draw would be padded more."""
+    order = list(LengthGroupedByEpoch(size, learn["length"][:], seed, lambda: 0))
+    updates = [order[start : start + size] for start in range(0, len(order), size)]
+    spaced = np.linspace(0, len(updates) - 1, min(BATCHES, len(updates))).round().astype(int)
+    return [row for number in spaced for row in updates[number]]
 
 
 class _Stopwatch(TrainerCallback):

@@ -1,0 +1,285 @@
+"""Limbeck against other ways to distil a classifier, each a whole run, in one interleaved run: A B C A B C ...
+
+    python benchmarks/peers.py --teacher TEACHER --data TABLE [--cases classification tinybert labelling] [--rounds 5]
+
+Same teacher, student (half of the teacher's layers), texts, batch size and epochs on every side. Limbeck's time holds
+tokenising, asking the teacher once, training, and a validation and a checkpoint per epoch. What it is measured against:
+
+- `trainer`: transformers' `Trainer` with the teacher in `compute_loss`, as tutorials have it; batches padded to their
+  longest text, a validation and a checkpoint per epoch.
+- `textbrewer, 128`: TextBrewer's `GeneralDistiller` as in its own SST-2 notebook: texts padded to 128 tokens, a
+  checkpoint per epoch.
+- `textbrewer, longest`: the same with padding per batch, which that notebook does not show.
+- `floor`, of labelling: the teacher's bare forward pass on ready tensors, texts sorted by length.
+
+In `tinybert` the student learns embeddings, attention and hidden states, by TextBrewer's `hidden_mse` and
+`attention_mse`. Run it on a quiet machine. Needs the extra `bench`. Writes benchmarks/results/peers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, get_linear_schedule_with_warmup
+
+from limbeck import hardware, recipe
+from limbeck.folder import RunFolder
+from limbeck.preparing import Prepared, prepare
+from limbeck.run import ask_teacher, train
+from limbeck.tasks.text import model_inputs
+from limbeck.teachers import HuggingFaceModel
+
+RESULTS = Path("benchmarks/results/peers.json")
+BATCH, EPOCHS, RATE, TEMPERATURE, SOFT = 16, 3, 1e-4, 2.0, 0.9  # the demo's
+Side = Callable[[str], float]
+
+
+def ready_for(method: str, options: argparse.Namespace, folder: str, **changes: Any) -> tuple[recipe.Recipe, Prepared]:
+    """Models and texts, opened for one side."""
+    settings = {
+        "teacher": options.teacher,
+        "data": options.data,
+        "output": folder,
+        "baseline": False,
+        "export": [],
+        "student.layers": options.layers,
+        "student.shape": None,
+        "training.learning_rate": RATE,
+        "training.batch_size": BATCH,
+        "training.epochs": EPOCHS,
+    }
+    rules = recipe.load(method, settings | changes)
+    ready = prepare(rules, {}, RunFolder(Path(folder)))
+    ready.splits.train = ready.splits.transfer = ready.splits.train.select(range(options.examples))
+    ready.splits.validation = ready.splits.validation.select(range(min(100, len(ready.splits.validation))))
+    return rules, ready
+
+
+def limbeck(method: str, options: argparse.Namespace, **changes: Any) -> Side:
+    def run(folder: str) -> float:
+        rules, ready = ready_for(method, options, folder, **changes)
+        started = time.perf_counter()
+        train(rules, ready, ask_teacher(rules, ready) if ready.plan.stored else None)
+        return time.perf_counter() - started
+
+    return run
+
+
+def trainer(options: argparse.Namespace) -> Side:
+    """Transformers' `Trainer` with the teacher in `compute_loss`."""
+
+    def run(folder: str) -> float:
+        _, ready = ready_for("hinton", options, f"{folder}/unused")
+        teacher, student = ready.teachers[0].model.eval(), ready.student.model
+        tokenizer = ready.teachers[0].tokenizer
+
+        class Distilling(Trainer):
+            def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+                outputs = model(**inputs)
+                with torch.no_grad():
+                    said = teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+                soft = F.kl_div(
+                    F.log_softmax(outputs.logits / TEMPERATURE, -1),
+                    F.softmax(said / TEMPERATURE, -1),
+                    reduction="batchmean",
+                )
+                loss = SOFT * TEMPERATURE**2 * soft + (1 - SOFT) * outputs.loss
+                return (loss, outputs) if return_outputs else loss
+
+        started = time.perf_counter()
+        parts = [
+            Dataset.from_dict({**tokenizer(part["text"][:], truncation=True), "labels": part["label"][:]})
+            for part in (ready.splits.train, ready.splits.validation)
+        ]
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=EPOCHS,
+            per_device_train_batch_size=BATCH,
+            per_device_eval_batch_size=BATCH,
+            learning_rate=RATE,
+            warmup_steps=0.1,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=hardware.device().type == "cpu",
+        )
+        Distilling(
+            model=student,
+            args=arguments,
+            train_dataset=parts[0],
+            eval_dataset=parts[1],
+            data_collator=DataCollatorWithPadding(tokenizer),
+        ).train()
+        return time.perf_counter() - started
+
+    return run
+
+
+def textbrewer(options: argparse.Namespace, padding: str, layers: bool = False) -> Side:
+    """As in TextBrewer's examples/notebook_examples/sst2.ipynb: logits, or embeddings, attention and hidden states."""
+
+    def run(folder: str) -> float:
+        _, ready = ready_for("hinton", options, f"{folder}/unused")
+        teacher, student = ready.teachers[0].model.cpu().eval(), ready.student.model
+        tokenizer = ready.teachers[0].tokenizer
+        matches = []
+        if layers:
+            for model in (teacher, student):
+                model.set_attn_implementation("eager")
+                model.config.output_hidden_states = model.config.output_attentions = True
+            deep, few = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+            pairs = [(few_ * deep // few, few_) for few_ in range(few + 1)]
+            matches += [_match("hidden", "hidden_mse", high, low) for high, low in pairs]
+            matches += [_match("attention", "attention_mse", high - 1, low - 1) for high, low in pairs[1:]]
+        started = time.perf_counter()
+        texts, labels = ready.splits.train["text"][:], ready.splits.train["label"][:]
+        fixed = {"padding": "max_length", "max_length": 128} if padding == "128" else {"padding": False}
+        encoded = tokenizer(texts, truncation=True, **fixed)
+        examples = [
+            {"input_ids": ids, "attention_mask": mask, "labels": label}
+            for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels, strict=True)
+        ]
+
+        def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            gold = torch.tensor([example["labels"] for example in batch])
+            inputs = [{k: v for k, v in example.items() if k != "labels"} for example in batch]
+            return {**tokenizer.pad(inputs, return_tensors="pt"), "labels": gold}
+
+        def told(_: Any, outputs: Any) -> dict[str, Any]:
+            if layers:
+                return {"hidden": outputs.hidden_states, "attention": outputs.attentions}
+            return {"logits": outputs.logits, "losses": outputs.loss}
+
+        loader = DataLoader(examples, sampler=RandomSampler(examples), batch_size=BATCH, collate_fn=collate)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=RATE)
+        weights = {"kd_loss_weight": 0 if layers else SOFT, "hard_label_weight": 0 if layers else 1 - SOFT}
+        distiller = GeneralDistiller(
+            train_config=TrainingConfig(device="cpu", output_dir=folder),
+            distill_config=DistillationConfig(temperature=TEMPERATURE, intermediate_matches=matches, **weights),
+            model_T=teacher,
+            model_S=student,
+            adaptor_T=told,
+            adaptor_S=told,
+        )
+        steps = len(loader) * EPOCHS
+        schedule = {"num_warmup_steps": int(0.1 * steps), "num_training_steps": steps}
+        with distiller:
+            distiller.train(
+                optimizer,
+                loader,
+                EPOCHS,
+                scheduler_class=get_linear_schedule_with_warmup,
+                scheduler_args=schedule,
+                max_grad_norm=1.0,
+                callback=None,
+            )
+        return time.perf_counter() - started
+
+    return run
+
+
+def _match(feature: str, loss: str, teacher: int, student: int) -> dict[str, Any]:
+    return {"feature": feature, "loss": loss, "layer_T": teacher, "layer_S": student, "weight": 1}
+
+
+def labelling(options: argparse.Namespace) -> dict[str, Side]:
+    """Asking the teacher, and its bare forward pass over the same batches on ready tensors."""
+
+    def ask(folder: str) -> float:
+        rules, ready = ready_for("hinton", options, folder)
+        started = time.perf_counter()
+        ask_teacher(rules, ready)
+        return time.perf_counter() - started
+
+    def floor(folder: str) -> float:
+        _, ready = ready_for("hinton", options, folder)
+        teacher = HuggingFaceModel(ready.teachers[0], ready.task, None, 64, hardware.pick_precision())
+        encoded = teacher.reader.encode(ready.splits.transfer)
+        order = sorted(range(len(encoded)), key=encoded["length"][:].__getitem__, reverse=True)
+        batches = [
+            model_inputs(teacher.reader.collate(list(encoded.select(order[start : start + teacher.batch_size]))))
+            for start in range(0, len(order), teacher.batch_size)
+        ]
+        started = time.perf_counter()
+        for batch in batches:
+            teacher.forward(batch)
+        return time.perf_counter() - started
+
+    return {"limbeck": ask, "floor": floor}
+
+
+def sides_of(case: str, options: argparse.Namespace) -> dict[str, Side]:
+    """The sides of a case, Limbeck's first."""
+    if case == "labelling":
+        return labelling(options)
+    if case == "classification":
+        return {
+            "limbeck": limbeck("hinton", options),
+            "trainer": trainer(options),
+            "textbrewer, longest": textbrewer(options, "longest"),
+            "textbrewer, 128": textbrewer(options, "128"),
+        }
+    own = {"stages.general": None, "stages.prediction": None, "stages.intermediate.training.epochs": EPOCHS}
+    return {
+        "limbeck": limbeck("tinybert", options, **own),
+        "textbrewer, longest": textbrewer(options, "longest", layers=True),
+        "textbrewer, 128": textbrewer(options, "128", layers=True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--data", required=True)
+    known = ["classification", "tinybert", "labelling"]
+    parser.add_argument("--cases", nargs="+", choices=known, default=known)
+    parser.add_argument("--examples", type=int, default=800)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    found: dict[str, Any] = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else {}
+    for case in options.cases:
+        sides = sides_of(case, options)
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(options.rounds):
+            for name, run in sides.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    seconds[name].append(run(f"{folder}/run"))
+                print(f"{case}, round {turn + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
+        ratios = {
+            name: sorted(theirs / ours for theirs, ours in zip(times, seconds["limbeck"], strict=True))
+            for name, times in seconds.items()
+            if name != "limbeck"
+        }
+        found[case] = {
+            "machine": hardware.describe(),
+            "versions": {name: hardware.version(name) for name in ("textbrewer", "transformers")},
+            "examples": options.examples,
+            "epochs": EPOCHS,
+            "batch_size": BATCH,
+            "rounds": options.rounds,
+            "seconds": seconds,
+            "over limbeck": {
+                name: {"median": statistics.median(each), "low": each[0], "high": each[-1]}
+                for name, each in ratios.items()
+            },
+        }
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"cases": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -159,8 +159,9 @@ def speed() -> str:
         return f"{each['median']:.1f} times ({each['low']:.1f} to {each['high']:.1f})"
 
     return (
-        f"Training the demo's student ({found['examples']:,} sentences, {found['epochs']} epochs, batch size "
-        f"{found['batch_size']}; labelling, validation and checkpoints included) takes transformers' `Trainer` with "
+        f"Distilling half of all-MiniLM-L6-v2's layers on {found['examples']:,} sentences of SST-2 "
+        f"({found['epochs']} epochs, batch size {found['batch_size']}; labelling, validation and checkpoints included) "
+        "takes transformers' `Trainer` with "
         f"the teacher in its loss **{times('trainer')}** as long, TextBrewer {found['versions']['textbrewer']}'s "
         f"`GeneralDistiller` {times('textbrewer, longest')} with batches padded to their longest sentence, and "
         f"{times('textbrewer, 128')} set up as in its own SST-2 notebook, which pads to 128 tokens; medians and "

@@ -32,6 +32,8 @@ def write_shard(path: Path, table: pa.Table, note: Path, about: dict[str, Any]) 
         os.fsync(file.fileno())
     write_json(note, {**about, "sha256": sha256(partial)})
     os.replace(partial, path)
+    for left in path.parent.glob(f"{path.name}*.partial"):  # by a kill, or by such a worker
+        left.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -46,6 +46,7 @@ from transformers.utils import logging as transformers_logging
 
 from limbeck import cli
 from limbeck.checkpoints import Checkpoint, open_classifier
+from limbeck.knowledge import store
 from limbeck.recipe import Recipe, load
 from limbeck.tasks import Task, collate, encode
 
@@ -500,3 +501,18 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return code, printed.out + printed.err
 
     return run
+
+
+STORED_ROWS, PER_SHARD = 23, 5  # five shards, the last of three rows
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores of knowledge in shards of a few rows."""
+    monkeypatch.setattr(store, "SHARD_ROWS", PER_SHARD)
+
+
+@pytest.fixture(scope="session")
+def texts() -> Dataset:
+    """As many texts as make five such shards."""
+    return Dataset.from_list([{"text": row["text"]} for row in make_reviews(STORED_ROWS, seed=3)])

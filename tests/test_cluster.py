@@ -7,25 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import LABELS, make_model, make_reviews, make_tokenizer
-from datasets import Dataset
+from conftest import LABELS, PER_SHARD, make_model, make_tokenizer
 from test_knowledge import content
 
 from limbeck import label
 from limbeck.checkpoints import Checkpoint
 from limbeck.errors import InputError, LimbeckError
-from limbeck.knowledge import label_texts, store
+from limbeck.knowledge import label_texts
 from limbeck.knowledge.labelling import Work
 from limbeck.tasks import Task
 from limbeck.teachers import HuggingFaceModel
 
 TWO = Task("classification", LABELS)
-ROWS, PER_SHARD = 23, 5
-
-
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_ROWS", PER_SHARD)
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,11 +29,6 @@ def _cluster() -> Iterator[None]:
 
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def texts() -> Dataset:
-    return Dataset.from_list([{"text": row["text"]} for row in make_reviews(ROWS, seed=3)])
 
 
 def teacher() -> HuggingFaceModel:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import LABELS, Held, both, make_model, make_reviews, make_tokenizer
+from conftest import LABELS, PER_SHARD, STORED_ROWS, Held, both, make_model, make_tokenizer
 from datasets import Dataset, List, Value
 
 from limbeck.checkpoints import Checkpoint
@@ -28,7 +28,7 @@ from limbeck.teachers import Ensemble, HuggingFaceModel
 
 TWO = Task("classification", LABELS)
 PAIR = Task("classification", LABELS, pair=True)
-ROWS, PER_SHARD = 23, 5  # five shards, the last of three rows
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 class Killed(BaseException):
@@ -64,16 +64,6 @@ def answers(texts: Dataset, features: Sequence[int] = ()) -> Signals:
     return Signals(logits, states)
 
 
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_ROWS", PER_SHARD)
-
-
-@pytest.fixture(scope="module")
-def texts() -> Dataset:
-    return Dataset.from_list([{"text": row["text"]} for row in make_reviews(ROWS, seed=3)])
-
-
 @pytest.fixture
 def whole(tmp_path: Path, texts: Dataset) -> Store:
     """A store that was written without interruption."""
@@ -89,9 +79,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_a_store_holds_what_was_said(whole, texts):
     said = answers(texts, (1, -1))
-    assert len(whole) == ROWS
+    assert len(whole) == STORED_ROWS
     assert whole.folder.name == whole.manifest["key"][:16]
-    found = whole.signals({"row": torch.arange(ROWS)})
+    found = whole.signals({"row": torch.arange(STORED_ROWS)})
     assert found.logits.dtype == torch.float32
     assert torch.equal(found.logits, torch.from_numpy(said.logits))
     assert set(found.features) == {1, -1}
@@ -102,12 +92,12 @@ def test_a_store_holds_what_was_said(whole, texts):
 
 def test_signals_come_in_any_order_across_shards(whole, texts):
     said = answers(texts, (1, -1))
-    for rows in ([22, 0, 5, 4, 10, 9], [7], [3, 3, 3], np.random.default_rng(0).permutation(ROWS).tolist()):
+    for rows in ([22, 0, 5, 4, 10, 9], [7], [3, 3, 3], np.random.default_rng(0).permutation(STORED_ROWS).tolist()):
         found = whole.signals({"row": torch.tensor(rows)})
         np.testing.assert_array_equal(found.logits, said.logits[rows])
         np.testing.assert_array_equal(found.features[1], said.features[1][rows])
     with pytest.raises(IndexError):
-        whole.signals({"row": torch.tensor([ROWS + PER_SHARD])})
+        whole.signals({"row": torch.tensor([STORED_ROWS + PER_SHARD])})
 
 
 def test_datasets_opens_the_folder(whole, texts):
@@ -120,17 +110,17 @@ def test_datasets_opens_the_folder(whole, texts):
 
 
 def test_pairs_are_kept_with_both_texts(tmp_path, texts):
-    pairs = texts.add_column("text_pair", [f"second {i}" for i in range(ROWS)])
+    pairs = texts.add_column("text_pair", [f"second {i}" for i in range(STORED_ROWS)])
     kept = label_texts(Fake(), pairs, PAIR, tmp_path)
     table = datasets.load_from_disk(str(kept.folder))
     assert table.column_names == ["text", "text_pair", "logits"]
     assert table["text_pair"][:] == pairs["text_pair"][:]
-    np.testing.assert_array_equal(kept.signals({"row": torch.arange(ROWS)}).logits, answers(pairs).logits)
+    np.testing.assert_array_equal(kept.signals({"row": torch.arange(STORED_ROWS)}).logits, answers(pairs).logits)
 
 
 def test_the_manifest_is_inside_and_travels_with_every_shard(whole):
     manifest = json.loads((whole.folder / "manifest.json").read_text())
-    assert manifest["rows"] == ROWS
+    assert manifest["rows"] == STORED_ROWS
     assert [shard["rows"] for shard in manifest["shards"]] == [5, 5, 5, 5, 3]
     assert hashlib.sha256(json.dumps(manifest["spec"], sort_keys=True).encode()).hexdigest() == manifest["key"]
     for shard in manifest["shards"]:
@@ -142,7 +132,7 @@ def test_the_manifest_is_inside_and_travels_with_every_shard(whole):
 
 def test_a_real_teacher_is_kept_as_it_answers(tmp_path, texts):
     teacher = HuggingFaceModel(Checkpoint(make_model(), make_tokenizer(), "m"), TWO, 32)
-    kept = label_texts(teacher, texts, TWO, tmp_path, (2, -1)).signals({"row": torch.arange(ROWS)})
+    kept = label_texts(teacher, texts, TWO, tmp_path, (2, -1)).signals({"row": torch.arange(STORED_ROWS)})
     said = teacher.ask(texts, (2, 4))
     np.testing.assert_allclose(kept.logits, said.logits, atol=1e-5)
     np.testing.assert_allclose(kept.features[2], said.features[2], atol=5e-3)
@@ -185,8 +175,8 @@ def test_everything_the_answer_depends_on_is_in_the_key(texts):
         "other features": describe_request(Fake(), texts, TWO, (2,)),
         "one character": describe_request(Fake(), Dataset.from_dict({"text": changed}), TWO),
         "boundaries": describe_request(Fake(), Dataset.from_dict({"text": split_otherwise}), TWO),
-        "order": describe_request(Fake(), texts.select(range(ROWS - 1, -1, -1)), TWO),
-        "fewer": describe_request(Fake(), texts.select(range(ROWS - 1)), TWO),
+        "order": describe_request(Fake(), texts.select(range(STORED_ROWS - 1, -1, -1)), TWO),
+        "fewer": describe_request(Fake(), texts.select(range(STORED_ROWS - 1)), TWO),
         "pairs": describe_request(Fake(), pairs, PAIR),
         "the same texts one after the other": describe_request(
             Fake(), Dataset.from_dict({"text": texts["text"][:] * 2}), TWO
@@ -195,7 +185,7 @@ def test_everything_the_answer_depends_on_is_in_the_key(texts):
     keys = [request.key for request in requests.values()]
     assert len(set(keys)) == len(keys)
     assert describe_request(Fake(), texts, TWO).key == keys[0]
-    labelled = texts.add_column("label", [0] * ROWS)
+    labelled = texts.add_column("label", [0] * STORED_ROWS)
     assert describe_request(Fake(), labelled, TWO).key == keys[0]  # what the teacher never sees
 
 
@@ -338,7 +328,7 @@ def test_of_two_runs_at_once_one_asks_and_the_other_waits_and_reuses(whole, text
         return label_texts(teacher, texts, TWO, tmp_path / "shared", (1, -1))
 
     stores, said = both(lambda: label(teachers[0]), lambda: label(teachers[1]), held, capsys)
-    assert [len(teacher.asked) for teacher in teachers] == [ROWS, 0]
+    assert [len(teacher.asked) for teacher in teachers] == [STORED_ROWS, 0]
     assert said.count(f"another run is making {stores[0].folder}; waiting until it is done") == 1
     assert content(stores[0].folder) == content(stores[1].folder) == content(whole.folder)
 

@@ -8,23 +8,16 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from conftest import PER_SHARD, STORED_ROWS
 from datasets import Dataset
-from test_knowledge import PER_SHARD, ROWS, TWO, Fake, Killed, content, flip, make_reviews
+from test_knowledge import TWO, Fake, Killed, content, flip
 
 from limbeck.errors import InputError, LimbeckError
 from limbeck.knowledge import Store, label_texts, store
 from limbeck.knowledge.labelling import Work
 from limbeck.knowledge.mirror import Mirror
 
-
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_ROWS", PER_SHARD)
-
-
-@pytest.fixture(scope="module")
-def texts() -> Dataset:
-    return Dataset.from_list([{"text": row["text"]} for row in make_reviews(ROWS, seed=3)])
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +53,7 @@ def label(texts: Dataset, root: Path, url: str | None, teacher: Fake | None = No
 def test_another_machine_has_the_same_store_without_asking(texts, tmp_path, url):
     alone, _ = label(texts, tmp_path / "alone", None)
     first, asked = label(texts, tmp_path / "first", url)
-    assert len(asked.asked) == ROWS
+    assert len(asked.asked) == STORED_ROWS
     second, not_asked = label(texts, tmp_path / "second", url)
     assert not_asked.asked == []
     assert content(first.folder) == content(second.folder) == content(alone.folder)
@@ -93,6 +86,13 @@ def test_a_damaged_object_is_named(texts, tmp_path):
     flip(tmp_path / "there" / made.folder.name / store.shard_name(1), 200)
     with pytest.raises(InputError, match=r"there/.*/shard-00001\.arrow is damaged .*; delete it there and run"):
         label(texts, tmp_path / "second", url)
+    (tmp_path / "there" / made.folder.name / store.shard_name(1)).unlink()
+    mended, asked = label(texts, tmp_path / "second", url)
+    assert asked.asked == texts["text"][PER_SHARD : 2 * PER_SHARD]
+    assert content(mended.folder) == content(made.folder)
+    third, not_asked = label(texts, tmp_path / "third", url)
+    assert not_asked.asked == []
+    assert content(third.folder) == content(made.folder)
 
 
 def test_a_shard_without_a_note_is_made_again(texts, tmp_path):
@@ -138,4 +138,4 @@ def test_a_connection_that_breaks_off_loses_nothing(texts, tmp_path, monkeypatch
     assert asked.asked == texts["text"][4 * PER_SHARD :]
     second, not_asked = label(texts, tmp_path / "second", url)
     assert not_asked.asked == []
-    assert len(second) == ROWS
+    assert len(second) == STORED_ROWS

@@ -32,7 +32,6 @@ from limbeck.evaluation.memory import PeakMemory
 from limbeck.evaluation.speed import measure_speed
 from limbeck.folder import RunFolder
 from limbeck.given import resolve
-from limbeck.knowledge.labelling import describe_request
 from limbeck.preparing import Prepared, prepare
 from limbeck.progress import console, say
 from limbeck.recipe import Recipe
@@ -174,7 +173,6 @@ def plan_students(settings: Mapping[str, Any], target: Target) -> Plan:
         for name, (method, changes, recipe, made) in track(runs.items(), "Training a few batches", console=console):
             seconds, memory = _training(recipe, made)
             parameters = sum(p.numel() for p in made.student.model.parameters())
-            request = describe_request(asked, made.splits.transfer, made.task, made.plan.features)
             rows = len(made.splits.transfer) * _copies(recipe)
             proposals.append(
                 Proposal(
@@ -187,7 +185,7 @@ def plan_students(settings: Mapping[str, Any], target: Target) -> Plan:
                     speedup=speed["teacher"] / speed[name],
                     labelling_seconds=rows * labelling if made.plan.stored else 0.0,
                     training_seconds=seconds,
-                    knowledge_bytes=rows * _row_bytes(request.outputs, made) if made.plan.stored else 0,
+                    knowledge_bytes=rows * _row_bytes(made) if made.plan.stored else 0,
                     memory_bytes=memory,
                 )
             )
@@ -260,13 +258,13 @@ def _copies(recipe: Recipe) -> int:
     return 1 + (recipe.data.augmentation.copies if recipe.data.augmentation is not None else 0)
 
 
-def _row_bytes(outputs: int, ready: Prepared) -> int:
+def _row_bytes(ready: Prepared) -> int:
     """Bytes of an example in a store: its texts, logits and states."""
     texts = [name for name in ready.task.columns if ready.task.inputs == "text"]
     some = ready.splits.transfer.select(range(min(ASKED, len(ready.splits.transfer))))
     width = sum(np.mean([len(text.encode()) + 4 for text in some[name]]) for name in texts)
     states = 2 * shape_of(ready.teachers[0].model).width * len(ready.plan.features)
-    return int(width + 4 * outputs + states)
+    return int(width + 4 * ready.task.outputs + states)
 
 
 def _training(recipe: Recipe, ready: Prepared) -> tuple[float, int | None]:

@@ -12,11 +12,12 @@ from typing import Any
 import fsspec
 
 from limbeck.errors import InputError, LimbeckError
-from limbeck.files import read_json, sha256
+from limbeck.files import read_json, sha256, write_json
 from limbeck.knowledge.store import note_of, shard_name
 from limbeck.progress import say
 
 MANIFEST = "manifest.json"
+FETCHED = "manifest.json.fetched"
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"}
 STREAMS = 8
 """Files on their way at once."""
@@ -70,18 +71,23 @@ class Mirror:
             LimbeckError: the connection failed.
         """
         (folder / "progress").mkdir(parents=True, exist_ok=True)
-        if self._there(MANIFEST):
-            self._get(folder, [MANIFEST + ".fetched"], {MANIFEST + ".fetched": MANIFEST})
-            manifest = read_json(folder / (MANIFEST + ".fetched"))
-            digests = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-            last = ["dataset_info.json", "state.json", MANIFEST]
+        present, last = self._listed(""), list[str]()
+        if MANIFEST in present:
+            self._get(folder, [FETCHED], {FETCHED: MANIFEST})
+            made = {shard["file"]: shard for shard in read_json(folder / FETCHED)["shards"]}
+            (folder / FETCHED).unlink()
+            there = {name: shard for name, shard in made.items() if name in present}
+            if len(there) == len(made):
+                last = ["dataset_info.json", "state.json", MANIFEST]
+            for name, shard in there.items():  # where a shard was deleted it is an unfinished store again
+                write_json(folder / note_of(name), {"rows": shard["rows"], "sha256": shard["sha256"]})
+            digests = {name: shard["sha256"] for name, shard in there.items()}
         else:
+            noted = self._listed("progress")
             notes = [note_of(shard_name(index)) for index in range(shards)]
-            present = self._listed("progress")
-            notes = [note for note in notes if Path(note).name in present]
+            notes = [note for note in notes if Path(note).name in noted]
             self._get(folder, [note for note in notes if not (folder / note).is_file()])
             digests = {Path(note).stem: read_json(folder / note)["sha256"] for note in notes}
-            last = []
         missing = [name for name in digests if not (folder / name).is_file()]
         if missing:
             say(f"knowledge: {len(missing)} shards come from {self.url}")
@@ -95,7 +101,6 @@ class Mirror:
                 )
         if last:
             self._get(folder, last)
-            (folder / (MANIFEST + ".fetched")).unlink()
             shutil.rmtree(folder / "progress")
 
     def push(self, folder: Path, index: int) -> None:

@@ -239,6 +239,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     """Two processes are killed after a checkpoint; one goes on, and the student is that of one process throughout."""
     quick = [
         "training.epochs=3",
+        "training.precision=float32",
         "training.dropout=false",
         "training.checkpoint_steps=5",
         "training.learning_rate=1e-3",

@@ -282,6 +282,7 @@ def test_the_last_weights_are_kept_and_with_patience_the_best(train, tmp_path, m
 
     monkeypatch.setattr(stages.Bars, "on_evaluate", on_evaluate)
     weights = train(tmp_path, **settings).checkpoint.model.state_dict()
+    del weights["bert.embeddings.word_embeddings.weight"]  # in training only the rows that occur are there
     equal = [all(torch.equal(tensor, each[key]) for key, tensor in weights.items()) for each in seen]
     assert equal == [number == kept for number in range(3)]
 

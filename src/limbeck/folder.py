@@ -33,6 +33,7 @@ _OURS = (
 _FREE = ("output", "knowledge", "labelling", "profile", "evaluation", "export", "about")
 _OF_SERVERS = ("timeout", "key", "rate", "price", "limit")
 _FREE_WITHIN = (
+    "teacher.sharded",
     "training.report_to",
     "stages.training.report_to",
     "data.generation.token_limit",

@@ -33,6 +33,7 @@ from limbeck.querying import check_queries
 from limbeck.recipe import Recipe
 from limbeck.rules import LabelRules
 from limbeck.rules.answers import AnswerRules
+from limbeck.sharding import check_sharding
 from limbeck.students import build_student
 from limbeck.tasks import Task
 from limbeck.training import Plan, plan_stages
@@ -77,6 +78,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     """Read, open and check everything; claim the run's folder. Nothing here takes longer than loading."""
     datasets.disable_progress_bars()  # theirs flicker for every small table; ours show the long steps
     transformers_logging.disable_progress_bar()
+    check_sharding(recipe)
     folder.check(recipe)
     work = work_of(recipe)
     teachers = opening.teachers(recipe, objects)

@@ -147,6 +147,9 @@ class Teacher(Section):
     student's own answers."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples per forward pass."""
+    sharded: bool = False
+    """Split a teacher that runs along with the student over the processes, layer by layer, for one that does not fit
+    beside it. Every process has all of it otherwise."""
     queries: Queries | None = None
     """Ask about some examples alone, chosen by the student. About the whole transfer set when not given."""
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from limbeck import hardware
 from limbeck.anatomy import Capture, StatesAt, VocabularyHead, WordsAt
+from limbeck.sharding import split
 from limbeck.signals import Signals, SignalSource, Wanted
 from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import Batch, model_inputs
@@ -23,6 +24,7 @@ class LiveTeacher:
         precision: what the forward pass computes in.
         causal: the model is a causal language model, whose words are given a few positions at a time.
         inputs: makes what the model reads of the student's batch, where it is not the same.
+        sharded: split a copy of the model over the processes; the model itself stays as it is.
 
     Raises:
         InputError: inner signals are wanted of an architecture that is not known.
@@ -35,8 +37,11 @@ class LiveTeacher:
         precision: str,
         causal: bool = False,
         inputs: Callable[[Batch], Batch] = model_inputs,
+        sharded: bool = False,
     ) -> None:
-        self.model = (model if wanted.logits else model.base_model).to(hardware.device()).eval()
+        asked = model if wanted.logits else model.base_model
+        self._own = sharded and hardware.processes().num_processes > 1
+        self.model = (split(asked) if self._own else asked.to(hardware.device())).eval()
         self.capture = Capture(self.model, wanted)
         self.precision = precision
         self._words: WordsAt | StatesAt | None = StatesAt(self.model) if causal and wanted.logits else None
@@ -63,7 +68,8 @@ class LiveTeacher:
         self.capture.close()
         if self._words:
             self._words.close()
-        self.model.cpu()
+        if not self._own:
+            self.model.cpu()
 
 
 class LiveTeachers:

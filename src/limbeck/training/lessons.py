@@ -113,8 +113,9 @@ def prepare_lesson(
         for each in teachers:
             check_same_inputs(student, each, task, on_text, causal)
         precision = hardware.pick_precision(recipe.training_of(phase.stage).precision)
+        sharded = recipe.teacher is not None and recipe.teacher.sharded
         live = [
-            LiveTeacher(each.model, wanted, precision, causal, _inputs_for(each, student, task))
+            LiveTeacher(each.model, wanted, precision, causal, _inputs_for(each, student, task), sharded)
             for each, wanted in zip(teachers, wanted_of_each(terms, len(teachers)), strict=True)
         ]
         several = shares_of(recipe, phase.stage) is not None
@@ -208,10 +209,11 @@ def _about_language(
         mixed = source.model if section.teacher_share and isinstance(source, LiveTeacher) else None
         own = OwnAnswers(section, student.tokenizer, recipe.seed, mixed, ends_of(student))
     table = splits.train if phase.stage.on == "train" else splits.transfer
-    learn = encode_language(table, student, recipe.task, prompts=rules is not None)
+    with hardware.processes().main_process_first():
+        learn = encode_language(table, student, recipe.task, prompts=rules is not None)
+        watched = encode_language(splits.validation, student, recipe.task)
     if rules is not None and isinstance(source, LiveTeacher):
         source = RuledWords(source, rules.of(student), learn["prompt"])
-    watched = encode_language(splits.validation, student, recipe.task)
     return Lesson(
         model=student.model,
         terms=terms,

@@ -25,6 +25,7 @@ from limbeck.files import read_json, require_space, write_json
 from limbeck.objectives import Term
 from limbeck.progress import say
 from limbeck.recipe.schema import Recipe, Stage, Training
+from limbeck.sharding import sharded, whole_weights
 from limbeck.students import keep_layers
 from limbeck.tasks import Task
 from limbeck.tasks.text import model_inputs
@@ -35,6 +36,7 @@ from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
 from limbeck.training.phases import Phase, kept_layers, phases_of
 from limbeck.training.planning import wanted_of
 from limbeck.training.profiling import Profile, student_alone
+from limbeck.training.trained_rows import trained_rows
 from limbeck.training.trainer import DistillationTrainer
 
 TERMS_MODULE = "limbeck_terms"
@@ -139,10 +141,14 @@ def _run_phase(
     finally:
         lesson.close()
     group = hardware.processes()
+    weights = whole_weights(checkpoint.model)
     if group.is_main_process:
-        save_model(checkpoint, workplace / "model")
+        save_model(checkpoint, workplace / "model", weights)
         write_json(workplace / "done.json", record)
     group.wait_for_everyone()
+    if weights is not None:  # what was sharded stays so; the next stage, or the evaluation, needs it whole
+        opened = open_for(task, str(workplace / "model"))
+        checkpoint = Checkpoint(opened.model, checkpoint.processor, checkpoint.name)
     return checkpoint, record
 
 
@@ -166,8 +172,10 @@ def _train(
         only_layer(model, phase.only),
         drop_layers(model, training.layer_drop),
         recomputed(model, training.gradient_checkpointing),
+        trained_rows(model, lesson.learn, training.weight_decay, _few_words(lesson)) as decay,
     ):
         trainer = trainer_for(lesson, phase, recipe, task, checkpoint, workplace)
+        trainer.add_callback(decay)
         resumed = last_checkpoint(workplace)
         if resumed:
             say(f"stage {phase.name}: going on from {resumed}")
@@ -176,6 +184,11 @@ def _train(
         trainer.train(resume_from_checkpoint=resumed)
         trainer.capture.close()
     return {"history": trainer.state.log_history, "seconds": clock.seconds}
+
+
+def _few_words(lesson: Lesson) -> bool:
+    """Whether all words that training shows the model stand in its examples; what is sharded stays as it is."""
+    return lesson.words is None and not sharded()
 
 
 def _kernels(lesson: Lesson) -> dict[str, bool]:

@@ -43,10 +43,9 @@ def encode_language(table: Dataset, checkpoint: Checkpoint, task: Task, prompts:
         prompts: of conversations, keep the text that rules look at as column `prompt`.
     """
     length = example_length(checkpoint, task)
-    with hardware.processes().main_process_first():
-        if "messages" not in table.column_names:
-            return encode_text(table, checkpoint.tokenizer, length, task.packed is not False)
-        encoded = encode_chat(table, checkpoint.tokenizer, length, prompts, ends_of(checkpoint))
+    if "messages" not in table.column_names:
+        return encode_text(table, checkpoint.tokenizer, length, task.packed is not False)
+    encoded = encode_chat(table, checkpoint.tokenizer, length, prompts, ends_of(checkpoint))
     lost = len(table) - len(encoded)
     if lost:
         say(f"data: {lost} of {len(table)} conversations have no answer within {length} tokens and are left out")
@@ -88,7 +87,8 @@ def ask_for_words(
     temperature = stage.objectives.soft_targets.temperature
     form = words_format(words.keep, *words.counts, words.bits, teacher.tokenizer, temperature)
     table = splits.train if stage.on == "train" else splits.transfer
-    encoded = encode_language(table, student, recipe.task, prompts=rules is not None)
+    with hardware.processes().main_process_first():
+        encoded = encode_language(table, student, recipe.task, prompts=rules is not None)
     precision, ruled = hardware.pick_precision("auto"), rules.of(teacher) if rules is not None else None
     size = recipe.teacher.batch_size
     return label_words(teacher, encoded, form, root, recipe.seed, size, precision, ruled, work)

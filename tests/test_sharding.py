@@ -1,0 +1,139 @@
+"""Students and teachers that are split over processes: the student is that of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_causal, make_chat_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from limbeck.checkpoints import open_classifier
+from limbeck.errors import InputError
+from limbeck.recipe import load
+from limbeck.sharding import check_sharding, whole_weights
+
+TESTS = Path(__file__).parent
+SAME = [
+    "training.dropout=false",
+    "training.precision=float32",
+    "training.learning_rate=1e-3",
+    "training.epochs=2",
+    "seed=3",
+    "baseline=false",
+    "export=[]",
+    "evaluation.resamples=100",
+    "evaluation.speed=false",
+]
+KILLED = """
+import os
+from limbeck.training.checkpointing import Clock
+saved = Clock.on_save
+def on_save(self, args, state, control, **kwargs):
+    saved(self, args, state, control, **kwargs)
+    os._exit(9)
+Clock.on_save = on_save
+"""
+
+
+def split_run(layer: str, *words: str, before: str = "", folder: Path) -> subprocess.CompletedProcess[str]:
+    """`limbeck` on two processes under FSDP as `accelerate launch` starts it, with CPUs in the place of GPUs."""
+    script = folder / "limbeck_sharded.py"
+    script.write_text(before + (TESTS / "sharded.py").read_text().replace("from __future__ import annotations\n", ""))
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": layer,
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        [*launch, *words], capture_output=True, text=True, env=os.environ | settings, timeout=300, check=False
+    )
+    assert done.returncode == 0 or before, done.stderr[-6000:]
+    return done
+
+
+def differ(one: Path, other: Path) -> float:
+    """The largest difference of two students' weights."""
+    ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
+    assert ours.keys() == theirs.keys()
+    # Keys' biases have no gradient but rounding's: a softmax does not change with them.
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours if not name.endswith("key.bias"))
+
+
+def test_a_split_student_that_was_killed_is_that_of_one_process(tmp_path, tiny_teacher_dir, reviews_csv, command):
+    words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", *SAME]
+    two = [*words, "training.batch_size=8", f"output={tmp_path / 'two'}"]
+    assert split_run("BertLayer", *two, before=KILLED, folder=tmp_path).returncode != 0
+    assert list((tmp_path / "two").rglob("checkpoint-*/pytorch_model_fsdp_0/.metadata"))
+    assert "going on from" in split_run("BertLayer", *two, folder=tmp_path).stderr
+    assert command(*words, "training.batch_size=16", f"output={tmp_path / 'one'}")[0] == 0
+    assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert metrics[0]["student"]["quality"] == metrics[1]["student"]["quality"]
+    open_classifier(str(tmp_path / "two"))
+
+
+def test_layers_of_a_split_teacher_are_learnt_by_a_split_student(tmp_path, tiny_teacher_dir, reviews_csv, command):
+    words = ["distill", "tinybert", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "stages.general=null", *SAME]
+    words += ["student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"]
+    two = [*words, "teacher.sharded=true", "training.batch_size=8", f"output={tmp_path / 'two'}"]
+    split_run("BertLayer", *two, folder=tmp_path)
+    assert command(*words, "training.batch_size=16", f"output={tmp_path / 'one'}")[0] == 0
+    assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert not [name for name in load_file(tmp_path / "two" / "student" / "model.safetensors") if "limbeck" in name]
+
+
+def test_words_of_a_split_teacher_are_learnt_by_a_split_student(tmp_path, corpus_txt, command):
+    tokenizer = make_chat_tokenizer()
+    make_causal(tokenizer).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    words = ["distill", "word-kd", f"teacher={tmp_path / 'teacher'}", f"data={corpus_txt}", "teacher.words=nothing"]
+    words += ["student={layers: 2}", "task.max_length=32", *SAME, "training.epochs=0.5", "evaluation.examples=16"]
+    two = [*words, "teacher.sharded=true", "training.batch_size=4", f"output={tmp_path / 'two'}"]
+    split_run("LlamaDecoderLayer", *two, folder=tmp_path)
+    assert command(*words, "training.batch_size=8", f"output={tmp_path / 'one'}")[0] == 0
+    assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "student")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_weights_of_a_model_that_is_whole_are_left_to_it():
+    assert whole_weights(torch.nn.Linear(2, 2)) is None  # type: ignore[arg-type]
+
+
+GKD: dict[str, Any] = {"teacher": "unused", "data": "unused", "output": "unused"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "said"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed, which training cannot do; give one with distr"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "asks for version 1 of FSDP, and training needs version 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {}, "which a student that FSDP splits cannot give"),
+        (
+            {},
+            {"teacher.sharded": True, "stages.distill.on_policy.teacher_share": 0.2},
+            "mixes the teacher's words into answers (on_policy.teacher_share is 0.2)",
+        ),
+    ],
+)
+def test_what_cannot_be_split_is_refused(settings, changes, said, monkeypatch):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as refused:
+        check_sharding(load("gkd", GKD | changes))
+    assert said in str(refused.value)

@@ -1,9 +1,11 @@
 """Limbeck against other ways to distil a classifier, each a whole run, in one interleaved run: A B C A B C ...
 
-    python benchmarks/peers.py --teacher TEACHER --data TABLE [--cases classification tinybert labelling] [--rounds 5]
+    python benchmarks/peers.py --teacher TEACHER --data TABLE --test TABLE [--language MODEL --text TEXT]
+                               [--cases classification tinybert labelling masked-lm] [--rounds 5]
 
-Same teacher, student (half of the teacher's layers), texts, batch size and epochs on every side. Limbeck's time holds
-tokenising, asking the teacher once, training, and a validation and a checkpoint per epoch. What it is measured against:
+Same teacher, student (half of the teacher's layers), texts, batch size and epochs on every side; each round has its own
+seed, and each side's student is judged on TEST, in float32. Limbeck's time holds tokenising, asking the teacher once,
+training, and a validation and a checkpoint per epoch. What it is measured against:
 
 - `trainer`: transformers' `Trainer` with the teacher in `compute_loss`, as tutorials have it; batches padded to their
   longest text, a validation and a checkpoint per epoch.
@@ -11,9 +13,11 @@ tokenising, asking the teacher once, training, and a validation and a checkpoint
   checkpoint per epoch.
 - `textbrewer, longest`: the same with padding per batch, which that notebook does not show.
 - `floor`, of labelling: the teacher's bare forward pass on ready tensors, texts sorted by length.
+- `distilbert's loop`, of masked-lm: see peer_distilbert.py; MODEL fills in masked words, TEXT is plain text.
 
 In `tinybert` the student learns embeddings, attention and hidden states, by TextBrewer's `hidden_mse` and
-`attention_mse`. Run it on a quiet machine. Needs the extra `bench`. Writes benchmarks/results/peers.json.
+`attention_mse`. Run it on a quiet machine. Needs the extra `bench`. Writes benchmarks/results/peers.json, where cases
+of a machine without bfloat16 (or with ONEDNN_MAX_CPU_ISA=AVX2) have names of their own.
 """
 
 from __future__ import annotations
@@ -27,14 +31,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peer_distilbert
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from intervals import interval
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, get_linear_schedule_with_warmup
 
 from limbeck import hardware, recipe
+from limbeck.checkpoints import Checkpoint
 from limbeck.folder import RunFolder
 from limbeck.preparing import Prepared, prepare
 from limbeck.run import ask_teacher, train
@@ -43,12 +50,16 @@ from limbeck.teachers import HuggingFaceModel
 
 RESULTS = Path("benchmarks/results/peers.json")
 BATCH, EPOCHS, RATE, TEMPERATURE, SOFT = 16, 3, 1e-4, 2.0, 0.9  # the demo's
-Side = Callable[[str], float]
+Side = Callable[[str, int], tuple[float, Checkpoint | None]]
+"""Seconds and the student, of a folder and a seed."""
 
 
-def ready_for(method: str, options: argparse.Namespace, folder: str, **changes: Any) -> tuple[recipe.Recipe, Prepared]:
+def ready_for(
+    method: str, options: argparse.Namespace, folder: str, seed: int, **changes: Any
+) -> tuple[recipe.Recipe, Prepared]:
     """Models and texts, opened for one side."""
     settings = {
+        "seed": seed,
         "teacher": options.teacher,
         "data": options.data,
         "output": folder,
@@ -68,11 +79,11 @@ def ready_for(method: str, options: argparse.Namespace, folder: str, **changes: 
 
 
 def limbeck(method: str, options: argparse.Namespace, **changes: Any) -> Side:
-    def run(folder: str) -> float:
-        rules, ready = ready_for(method, options, folder, **changes)
+    def run(folder: str, seed: int) -> tuple[float, Checkpoint]:
+        rules, ready = ready_for(method, options, folder, seed, **changes)
         started = time.perf_counter()
-        train(rules, ready, ask_teacher(rules, ready) if ready.plan.stored else None)
-        return time.perf_counter() - started
+        trained = train(rules, ready, ask_teacher(rules, ready) if ready.plan.stored else None)
+        return time.perf_counter() - started, trained["student"].checkpoint
 
     return run
 
@@ -80,8 +91,8 @@ def limbeck(method: str, options: argparse.Namespace, **changes: Any) -> Side:
 def trainer(options: argparse.Namespace) -> Side:
     """Transformers' `Trainer` with the teacher in `compute_loss`."""
 
-    def run(folder: str) -> float:
-        _, ready = ready_for("hinton", options, f"{folder}/unused")
+    def run(folder: str, seed: int) -> tuple[float, Checkpoint]:
+        _, ready = ready_for("hinton", options, f"{folder}/unused", seed)
         teacher, student = ready.teachers[0].model.eval(), ready.student.model
         tokenizer = ready.teachers[0].tokenizer
 
@@ -115,6 +126,7 @@ def trainer(options: argparse.Namespace) -> Side:
             report_to="none",
             disable_tqdm=True,
             use_cpu=hardware.device().type == "cpu",
+            seed=seed,
         )
         Distilling(
             model=student,
@@ -123,7 +135,7 @@ def trainer(options: argparse.Namespace) -> Side:
             eval_dataset=parts[1],
             data_collator=DataCollatorWithPadding(tokenizer),
         ).train()
-        return time.perf_counter() - started
+        return time.perf_counter() - started, ready.student
 
     return run
 
@@ -131,8 +143,9 @@ def trainer(options: argparse.Namespace) -> Side:
 def textbrewer(options: argparse.Namespace, padding: str, layers: bool = False) -> Side:
     """As in TextBrewer's examples/notebook_examples/sst2.ipynb: logits, or embeddings, attention and hidden states."""
 
-    def run(folder: str) -> float:
-        _, ready = ready_for("hinton", options, f"{folder}/unused")
+    def run(folder: str, seed: int) -> tuple[float, Checkpoint]:
+        _, ready = ready_for("hinton", options, f"{folder}/unused", seed)
+        torch.manual_seed(seed)
         teacher, student = ready.teachers[0].model.cpu().eval(), ready.student.model
         tokenizer = ready.teachers[0].tokenizer
         matches = []
@@ -186,7 +199,7 @@ def textbrewer(options: argparse.Namespace, padding: str, layers: bool = False) 
                 max_grad_norm=1.0,
                 callback=None,
             )
-        return time.perf_counter() - started
+        return time.perf_counter() - started, ready.student
 
     return run
 
@@ -198,14 +211,14 @@ def _match(feature: str, loss: str, teacher: int, student: int) -> dict[str, Any
 def labelling(options: argparse.Namespace) -> dict[str, Side]:
     """Asking the teacher, and its bare forward pass over the same batches on ready tensors."""
 
-    def ask(folder: str) -> float:
-        rules, ready = ready_for("hinton", options, folder)
+    def ask(folder: str, seed: int) -> tuple[float, None]:
+        rules, ready = ready_for("hinton", options, folder, seed)
         started = time.perf_counter()
         ask_teacher(rules, ready)
-        return time.perf_counter() - started
+        return time.perf_counter() - started, None
 
-    def floor(folder: str) -> float:
-        _, ready = ready_for("hinton", options, folder)
+    def floor(folder: str, seed: int) -> tuple[float, None]:
+        _, ready = ready_for("hinton", options, folder, seed)
         teacher = HuggingFaceModel(ready.teachers[0], ready.task, None, 64, hardware.pick_precision())
         encoded = teacher.reader.encode(ready.splits.transfer)
         order = sorted(range(len(encoded)), key=encoded["length"][:].__getitem__, reverse=True)
@@ -216,15 +229,61 @@ def labelling(options: argparse.Namespace) -> dict[str, Side]:
         started = time.perf_counter()
         for batch in batches:
             teacher.forward(batch)
-        return time.perf_counter() - started
+        return time.perf_counter() - started, None
 
     return {"limbeck": ask, "floor": floor}
+
+
+def masked_lm(options: argparse.Namespace) -> dict[str, Side]:
+    """The stage on plain text, an epoch of it."""
+
+    def ready_on_text(folder: str, seed: int) -> tuple[recipe.Recipe, Prepared]:
+        settings = {
+            "teacher": options.language,
+            "data": options.text,
+            "output": folder,
+            "seed": seed,
+            "export": [],
+            "student.layers": options.layers,
+            "task.packed": False,
+            "training.batch_size": BATCH,
+            "training.epochs": 1,
+        }
+        rules = recipe.load("distilbert-pretrain", settings)
+        ready = prepare(rules, {}, RunFolder(Path(folder)))
+        some = ready.splits.train.select(range(min(options.examples, len(ready.splits.train))))
+        ready.splits.train = ready.splits.transfer = ready.splits.corpus = some
+        assert ready.splits.corpus_held is not None
+        ready.splits.corpus_held = ready.splits.corpus_held.select(range(BATCH))  # that loop validates nothing
+        return rules, ready
+
+    def ours(folder: str, seed: int) -> tuple[float, None]:
+        rules, ready = ready_on_text(folder, seed)
+        started = time.perf_counter()
+        train(rules, ready, None)
+        return time.perf_counter() - started, None
+
+    def loop(folder: str, seed: int) -> tuple[float, None]:
+        rules, ready = ready_on_text(folder, seed)
+        return peer_distilbert.train(ready, BATCH, rules.training.learning_rate, seed), None
+
+    return {"limbeck": ours, "distilbert's loop": loop}
+
+
+def accuracy(student: Checkpoint, options: argparse.Namespace, folder: str) -> float:
+    """Of a side's student on the test table."""
+    _, ready = ready_for("hinton", options, folder, 0, **{"data.test": options.test})
+    model = HuggingFaceModel(student, ready.task)
+    said = ready.task.predict(model.ask(ready.splits.test).logits)
+    return float((said == ready.splits.test["label"][:]).mean())
 
 
 def sides_of(case: str, options: argparse.Namespace) -> dict[str, Side]:
     """The sides of a case, Limbeck's first."""
     if case == "labelling":
         return labelling(options)
+    if case == "masked-lm":
+        return masked_lm(options)
     if case == "classification":
         return {
             "limbeck": limbeck("hinton", options),
@@ -240,12 +299,21 @@ def sides_of(case: str, options: argparse.Namespace) -> dict[str, Side]:
     }
 
 
+def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """By how many times as long they take, round by round."""
+    each = sorted(one / other for one, other in zip(theirs, ours, strict=True))
+    return {"median": statistics.median(each), "low": each[0], "high": each[-1]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--data", required=True)
-    known = ["classification", "tinybert", "labelling"]
-    parser.add_argument("--cases", nargs="+", choices=known, default=known)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--language", help="a masked language model, for masked-lm")
+    parser.add_argument("--text", help="plain text, for masked-lm")
+    known = ["classification", "tinybert", "labelling", "masked-lm"]
+    parser.add_argument("--cases", nargs="+", choices=known, default=known[:3])
     parser.add_argument("--examples", type=int, default=800)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
@@ -254,27 +322,32 @@ def main() -> None:
     for case in options.cases:
         sides = sides_of(case, options)
         seconds: dict[str, list[float]] = {name: [] for name in sides}
+        right: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(options.rounds):
             for name, run in sides.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    seconds[name].append(run(f"{folder}/run"))
-                print(f"{case}, round {turn + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
-        ratios = {
-            name: sorted(theirs / ours for theirs, ours in zip(times, seconds["limbeck"], strict=True))
-            for name, times in seconds.items()
-            if name != "limbeck"
-        }
-        found[case] = {
+                    took, student = run(f"{folder}/run", turn)
+                    seconds[name].append(took)
+                    if student is not None and case == "classification":
+                        right[name].append(accuracy(student, options, f"{folder}/judged"))
+                print(f"{case}, round {turn + 1}: {name} {took:.1f} s, {right[name][-1:]}", flush=True)
+        bare = hardware.pick_precision() == "float32"
+        found[f"{case}, float32" if bare else case] = {
             "machine": hardware.describe(),
             "versions": {name: hardware.version(name) for name in ("textbrewer", "transformers")},
             "examples": options.examples,
-            "epochs": EPOCHS,
+            "epochs": 1 if case == "masked-lm" else EPOCHS,
             "batch_size": BATCH,
             "rounds": options.rounds,
             "seconds": seconds,
             "over limbeck": {
-                name: {"median": statistics.median(each), "low": each[0], "high": each[-1]}
-                for name, each in ratios.items()
+                name: ratio(times, seconds["limbeck"]) for name, times in seconds.items() if name != "limbeck"
+            },
+            "accuracy": {name: interval(each) for name, each in right.items() if each},
+            "accuracy over": {
+                name: interval([ours - theirs for ours, theirs in zip(right["limbeck"], each, strict=True)])
+                for name, each in right.items()
+                if each and name != "limbeck"
             },
         }
         RESULTS.parent.mkdir(exist_ok=True)

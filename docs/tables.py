@@ -237,12 +237,17 @@ def tables(found: dict[str, Any]) -> str:
 
 def peers(found: dict[str, Any]) -> str:
     """Other ways to distil a classifier, by how many times as long they take."""
-    rows = [["", "against", "times as long", "examples", "rounds"]]
+    rows = [["", "against", "times as long", "Limbeck's accuracy over its", "examples", "rounds"]]
     for case, each in found["cases"].items():
         for name, ratio in each["over limbeck"].items():
-            rows.append([case, name, _range(ratio, ""), f"{each['examples']:,}", str(each["rounds"])])
-    first = next(iter(found["cases"].values()))
-    note = f"Medians and extremes over the rounds of one interleaved run. On {machine(first)}, by "
+            better = each.get("accuracy over", {}).get(name)
+            cells = [_range(ratio, ""), _points(better) if better else "", f"{each['examples']:,}", str(each["rounds"])]
+            rows.append([case, name, *cells])
+    machines = dict.fromkeys(machine(each) for each in found["cases"].values())
+    note = (
+        "Medians and extremes over the rounds of one interleaved run for each case; accuracy in points, with 95 % t "
+        f"intervals over the rounds, each with a seed of its own. On {'; '.join(machines)}, by "
+    )
     return _markdown(rows) + f"\n\n{note}`python benchmarks/peers.py`."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import LABELS, make_model, make_tokenizer, numbered
 from datasets import Dataset
 from gradients import (
@@ -26,7 +28,7 @@ from gradients import (
     said_by_teacher,
     train_on_eight,
 )
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import Splits
@@ -127,6 +129,50 @@ def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path, monk
     assert accuracies[0] == accuracies[1]
     assert files(tmp_path / "two" / "run") == files(tmp_path / "one" / "run")
     open_classifier(str(tmp_path / "two" / "run"))
+
+
+# --- nothing was bought with quality ----------------------------------------------------------------------------------
+
+
+def test_the_student_is_that_of_a_plain_loop(train, tiny_teacher, tmp_path, monkeypatch):
+    """Knowledge kept, rows of embeddings left out, fused updates: the student of a loop that does none of it."""
+    batches: list[dict[str, torch.Tensor]] = []
+    whole = DistillationTrainer.training_step
+
+    def training_step(self: DistillationTrainer, model: Any, inputs: Any, *args: Any) -> torch.Tensor:
+        batches.append({name: tensor.clone() for name, tensor in inputs.items()})
+        return whole(self, model, inputs, *args)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", training_step)
+    settings = {"training.dropout": False, "training.weight_decay": 0.1, "training.learning_rate": 1e-3}
+    ours = train(tmp_path, **settings).checkpoint.model.state_dict()
+
+    recipe = train.recipe
+    objectives, training = recipe.stages[0].objectives, recipe.training
+    student = build_student(recipe.student, None, tiny_teacher, TWO, 0).model.eval()
+    decayed = [p for n, p in student.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
+    others = [p for n, p in student.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, foreach=False)
+    warmup = math.ceil(training.warmup * len(batches))
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(batches))
+    soft, hard = objectives.soft_targets, objectives.hard_labels
+    for batch in batches:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            said = tiny_teacher.model(**inputs).logits
+        logits = student(**inputs).logits
+        warm = soft.temperature
+        divergence = F.kl_div((logits / warm).log_softmax(-1), (said / warm).softmax(-1), reduction="batchmean")
+        loss = soft.weight * warm**2 * divergence + hard.weight * F.cross_entropy(logits, batch["labels"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), training.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for name, tensor in student.state_dict().items():
+        if not name.endswith("key.bias"):  # its gradient is rounding's alone: a softmax does not change with it
+            assert torch.allclose(ours[name], tensor, atol=2e-5), name
 
 
 # --- what is logged -------------------------------------------------------------------------------------------------
@@ -488,7 +534,7 @@ def test_a_student_opens_without_limbeck(train, tmp_path):
 import sys
 sys.modules["limbeck"] = None  # any import of it fails
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
 batch = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2:], padding=True, return_tensors="pt")
 with torch.no_grad():

@@ -251,6 +251,35 @@ def peers(found: dict[str, Any]) -> str:
     return _markdown(rows) + f"\n\n{note}`python benchmarks/peers.py`."
 
 
+def processes(found: dict[str, Any]) -> str:
+    """Two processes' rates over one's, and Ray's workers' over theirs."""
+    rows, machines = [["", "against", "rate", "examples", "rounds"]], []
+    both, ray = found.get("processes"), found.get("ray")
+    if both:
+        counts = [f"{both['examples']:,}", str(both["rounds"])]
+        rows += [
+            [f"{name}, 2 processes", "1 process", _range(both["times"][name], ""), *counts] for name in both["times"]
+        ]
+        machines.append(machine(both))
+    if ray:
+        few, many = ray["sizes"]
+        for size in ray["whole"]:
+            counts = [f"{int(size):,}", str(ray["rounds"])]
+            rows.append(["labelling, Ray", "2 processes", _range(_inverse(ray["whole"][size]), ""), *counts])
+        rate = _range(_inverse(ray["beyond the first quarter"]), "")
+        rows.append(["labelling, Ray, without its start", "2 processes", rate, f"{many - few:,}", str(ray["rounds"])])
+        machines.append(machine(ray))
+    note = (
+        "Processes and workers of one thread each, the same global batch; medians and extremes over rounds. On "
+        f"{'; '.join(dict.fromkeys(machines))}, by "
+    )
+    return _markdown(rows) + f"\n\n{note}`python benchmarks/processes.py`."
+
+
+def _inverse(ratio: dict[str, float]) -> dict[str, float]:
+    return {"median": 1 / ratio["median"], "low": 1 / ratio["high"], "high": 1 / ratio["low"]}
+
+
 def plan(found: dict[str, Any]) -> str:
     """What was predicted of students, over what was found."""
     names = {"latency_ms": "latency", "training_seconds": "training", "knowledge_bytes": "knowledge"}
@@ -302,6 +331,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "images-deit": images("deit"),
     "peers": peers,
     "plan": plan,
+    "processes": processes,
     "stores": stores,
 }
 FILES = {

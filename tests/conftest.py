@@ -510,6 +510,7 @@ STORED_ROWS, PER_SHARD = 23, 5  # five shards, the last of three rows
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores of knowledge in shards of a few rows."""
     monkeypatch.setattr(store, "SHARD_ROWS", PER_SHARD)
+    monkeypatch.setattr(store, "ABREAST", 1)
 
 
 @pytest.fixture(scope="session")

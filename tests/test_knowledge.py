@@ -393,6 +393,17 @@ def test_millions_of_rows_lie_in_few_shards():
     assert store.Request({}, 23, 2).shard_rows == PER_SHARD
 
 
+@pytest.mark.parametrize(
+    ("rows", "shards"), [(0, 0), (1, 1), (1024, 1), (1025, 2), (2500, 4), (6920, 8), (9000, 16), (10**6, 512)]
+)
+def test_shards_are_alike_for_as_many_processes(rows, shards, monkeypatch):
+    monkeypatch.undo()
+    request = store.Request({}, rows, 2)
+    assert request.shards == shards
+    left = rows - (shards - 1) * request.shard_rows  # of the last
+    assert left > 0.75 * request.shard_rows or shards < 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "longer", "missing", "swapped"])
 def test_other_damage_is_found(damage, whole):
     shard = whole.folder / store.shard_name(2)

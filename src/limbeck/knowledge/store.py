@@ -1,9 +1,8 @@
 """The on-disk store of signals: Arrow shards that `datasets.load_from_disk` opens, and a manifest.
 
-A store is a folder named by its key. Shard i holds examples i*4096 up to (i+1)*4096 in order (more of them where there
-are millions), as an Arrow stream whose schema metadata carries the manifest's specification, its digest noted under
-`progress/` until all are there. Then the files that `datasets` looks for are written, and `manifest.json` that lists
-them. Equal requests give equal bytes.
+A store is a folder named by its key. Shard i holds examples i*R up to (i+1)*R in order, as an Arrow stream whose schema
+metadata carries the manifest's specification, its digest noted under `progress/` until all are there. Then the files
+that `datasets` looks for are written, and `manifest.json` that lists them. Equal requests give equal bytes.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ from limbeck.errors import InputError
 from limbeck.files import read_json, sha256, write_json
 from limbeck.signals import Signals
 
-VERSION = 1
-SHARD_ROWS = 4096
+VERSION = 2
+SHARD_ROWS = 1024
+ABREAST = 8
+"""Processes that have as much to do each, as far as there is enough for them."""
 MOST_SHARDS = 512
 """Each is a file that stays open while it is mapped, and systems allow a process about a thousand."""
 
@@ -47,7 +48,7 @@ class Request:
         outputs: logits per example.
         features: layers whose [CLS] state is kept.
         beside: the columns of the examples that are kept beside the signals.
-        shard_rows: examples of a shard; when not given so many that there are not too many shards.
+        shard_rows: examples of a shard; when not given so many that shards are alike and not too many.
     """
 
     spec: dict[str, Any]
@@ -59,10 +60,10 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.shard_rows:
-            rows = SHARD_ROWS
-            while -(-self.rows // rows) > MOST_SHARDS:
-                rows *= 2
-            object.__setattr__(self, "shard_rows", rows)
+            shards = min(-(-self.rows // SHARD_ROWS), MOST_SHARDS)
+            step = min(ABREAST, 2 ** max(shards - 1, 0).bit_length())
+            shards = max(-(-shards // step) * step, 1)
+            object.__setattr__(self, "shard_rows", max(-(-self.rows // shards), 1))
 
     @property
     def key(self) -> str:

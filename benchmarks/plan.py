@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("teacher", help="a classifier's folder")
     parser.add_argument("--data", nargs=3, required=True, metavar=("TRAIN", "DEV", "TEST"))
     parser.add_argument(
-        "--students", nargs="+", default=["3 layers", "2 layers", "1 layers"], help="as the plan names them"
+        "--students", nargs="+", default=["3 layers", "2 layers", "1 layer"], help="as the plan names them"
     )
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/plan"))

@@ -4,7 +4,7 @@
 
 TEACHER is a fine-tuned classifier; TRAIN_TABLE a labelled table of its task. On the same batches, in turn: the
 teacher's forward pass, the student's plain step (forward, a loss on its own output, backward, AdamW), and the system's
-step (teacher, student, terms, backward, AdamW). Also: what capturing the last layer's queries, keys and values costs
+step (teacher, student, terms, backward, AdamW), in the precision that a run has here. Also: what capturing the last layer's queries, keys and values costs
 over a bare forward pass, against `output_attentions=True`. Writes benchmarks/results/step_cost.json.
 """
 
@@ -33,7 +33,7 @@ from limbeck.tasks.text import model_inputs
 from limbeck.training import Teaching
 from limbeck.training.lessons import prepare_lesson
 from limbeck.training.phases import phases_of
-from limbeck.training.stages import extra_weights, only_layer, trainer_for
+from limbeck.training.stages import as_trained, trainer_for
 
 CAPTURE_ROUNDS = 30
 SMALL_SHAPE = {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768}
@@ -80,8 +80,10 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     teaching = Teaching(knowledge, ready.teachers, ready.general)
     plain = copy.deepcopy(ready.student.model)
     lesson = prepare_lesson(phase, ready.student, recipe, ready.task, ready.splits, teaching)
-    with extra_weights(lesson.model, lesson.terms), only_layer(lesson.model, phase.only):
+    with as_trained(lesson, phase, recipe.training_of(phase.stage)):
         trainer = trainer_for(lesson, phase, recipe, ready.task, ready.student, Path(recipe.output) / "w")
+        trainer.accelerator.prepare_model(lesson.model)  # for the precision that a run has
+        precision = hardware.pick_precision()
         batches = [batch for batch, _ in zip(trainer.get_train_dataloader(), range(options.batches), strict=False)]
         body = lesson.model.config.model_type and not lesson.wanted.logits
         plain = (plain.base_model if body else plain).train()
@@ -94,11 +96,13 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
         @torch.no_grad()
         def teach(batch: Any) -> None:
-            asked(**model_inputs(batch))
+            with hardware.autocast(precision):
+                asked(**model_inputs(batch))
 
         def plain_step(batch: Any) -> None:
-            output = plain(**model_inputs(batch))
-            loss = output[0].square().mean() if body else F.cross_entropy(output.logits, batch["labels"])
+            with hardware.autocast(precision):
+                output = plain(**model_inputs(batch))
+            loss = output[0].square().mean() if body else F.cross_entropy(output.logits.float(), batch["labels"])
             loss.backward()
             plain_optimizer.step()
             plain_optimizer.zero_grad()

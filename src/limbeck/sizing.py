@@ -11,7 +11,6 @@ import copy
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from limbeck.training import Teaching
 from limbeck.training.checkpointing import Bars
 from limbeck.training.lessons import Lesson, prepare_lesson
 from limbeck.training.phases import Phase, phases_of
-from limbeck.training.stages import extra_weights, only_layer, trainer_for, unprepared
+from limbeck.training.stages import as_trained, trainer_for
 from limbeck.training.trainer import LengthGroupedByEpoch
 
 BATCHES = 12
@@ -200,7 +199,9 @@ def _candidates(ready: Prepared, given: Mapping[str, Any]) -> list[tuple[str, st
     shape = shape_of(ready.teachers[0].model)
     depths = sorted({round(shape.layers * share) for share in (3 / 4, 1 / 2, 1 / 3, 1 / 4, 1 / 6)} - {0}, reverse=True)
     found: list[tuple[str, str, dict[str, Any]]] = [
-        (f"{layers} layers", "hinton", {"student.layers": layers}) for layers in depths if layers < shape.layers
+        (f"{layers} layer{'s' if layers > 1 else ''}", "hinton", {"student.layers": layers})
+        for layers in depths
+        if layers < shape.layers
     ]
     config = ready.teachers[0].model.config
     heads = getattr(config, "num_attention_heads", 0)
@@ -299,14 +300,12 @@ def _phase(
     stage = phase.stage.model_copy(update={"training": phase.stage.training | {"epochs": 2, "checkpoint_steps": None}})
     watch = _Stopwatch()
     memory = PeakMemory(hardware.device())
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="limbeck-plan-") as folder:
-        for context in (unprepared(lesson.model), extra_weights(lesson.model, lesson.terms)):
-            stack.enter_context(context)
-        stack.enter_context(only_layer(lesson.model, phase.only))
+    with as_trained(lesson, phase, training) as decay, tempfile.TemporaryDirectory(prefix="limbeck-plan-") as folder:
         trainer = trainer_for(some, replace(phase, stage=stage), recipe, ready.task, student, Path(folder))
         trainer.args.save_strategy = SaveStrategy.EPOCH
         trainer.args.train_sampling_strategy = "sequential"  # the updates as they are
         trainer.remove_callback(Bars)
+        trainer.add_callback(decay)
         trainer.add_callback(watch)
         trainer.train()
         trainer.capture.close()

@@ -36,7 +36,7 @@ from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
 from limbeck.training.phases import Phase, kept_layers, phases_of
 from limbeck.training.planning import wanted_of
 from limbeck.training.profiling import Profile, student_alone
-from limbeck.training.trained_rows import trained_rows
+from limbeck.training.trained_rows import Decay, trained_rows
 from limbeck.training.trainer import DistillationTrainer
 
 TERMS_MODULE = "limbeck_terms"
@@ -163,17 +163,7 @@ def _cut(checkpoint: Checkpoint, stage: Stage) -> Checkpoint:
 def _train(
     lesson: Lesson, phase: Phase, recipe: Recipe, task: Task, checkpoint: Checkpoint, workplace: Path
 ) -> dict[str, Any]:
-    training = recipe.training_of(phase.stage)
-    model = lesson.model
-    with (
-        fused_kernels(model, _kernels(lesson)),
-        unprepared(model),
-        extra_weights(model, lesson.terms),
-        only_layer(model, phase.only),
-        drop_layers(model, training.layer_drop),
-        recomputed(model, training.gradient_checkpointing),
-        trained_rows(model, lesson.learn, training.weight_decay, _few_words(lesson)) as decay,
-    ):
+    with as_trained(lesson, phase, recipe.training_of(phase.stage)) as decay:
         trainer = trainer_for(lesson, phase, recipe, task, checkpoint, workplace)
         trainer.add_callback(decay)
         resumed = last_checkpoint(workplace)
@@ -184,6 +174,22 @@ def _train(
         trainer.train(resume_from_checkpoint=resumed)
         trainer.capture.close()
     return {"history": trainer.state.log_history, "seconds": clock.seconds}
+
+
+@contextmanager
+def as_trained(lesson: Lesson, phase: Phase, training: Training) -> Iterator[Decay]:
+    """The model as the phase trains it, and afterwards as it was; gives what the trainer must call back."""
+    model = lesson.model
+    with (
+        fused_kernels(model, _kernels(lesson)),
+        unprepared(model),
+        extra_weights(model, lesson.terms),
+        only_layer(model, phase.only),
+        drop_layers(model, training.layer_drop),
+        recomputed(model, training.gradient_checkpointing),
+        trained_rows(model, lesson.learn, training.weight_decay, _few_words(lesson)) as decay,
+    ):
+        yield decay
 
 
 def _few_words(lesson: Lesson) -> bool:

@@ -1,7 +1,8 @@
-"""Means over seeds with their intervals, as every table here gives them."""
+"""Means over seeds with their intervals, and ratios of times over rounds, as every table here gives them."""
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import numpy as np
@@ -14,3 +15,9 @@ def interval(values: list[float]) -> dict[str, Any]:
     if len(values) > 1:
         half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
     return {"mean": float(np.mean(values)), "half": half, "values": values}
+
+
+def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """How many times as long the slow ones took, round by round: median and extremes."""
+    each = sorted(one / other for one, other in zip(slow, fast, strict=True))
+    return {"median": statistics.median(each), "low": each[0], "high": each[-1]}

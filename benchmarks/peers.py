@@ -5,10 +5,11 @@
 
 Same teacher, student (half of the teacher's layers), texts, batch size and epochs on every side; each round has its own
 seed, and each side's student is judged on TEST, in float32. Limbeck's time holds tokenising, asking the teacher once,
-training, and a validation and a checkpoint per epoch. What it is measured against:
+training, and a validation and a checkpoint per epoch, in bfloat16 where the machine has it; the others are in float32
+where nothing else is said, which is what they do by themselves. What it is measured against:
 
-- `trainer`: transformers' `Trainer` with the teacher in `compute_loss`, as tutorials have it; batches padded to their
-  longest text, a validation and a checkpoint per epoch.
+- `trainer`: transformers' `Trainer` with the teacher in `compute_loss`, as tutorials have it, in float32; batches padded
+  to their longest text, a validation and a checkpoint per epoch. `trainer, bfloat16`: told to use that, teacher, too.
 - `textbrewer, 128`: TextBrewer's `GeneralDistiller` as in its own SST-2 notebook: texts padded to 128 tokens, a
   checkpoint per epoch.
 - `textbrewer, longest`: the same with padding per batch, which that notebook does not show.
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ import peer_distilbert
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from intervals import interval
+from intervals import interval, ratios
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, get_linear_schedule_with_warmup
@@ -88,8 +88,8 @@ def limbeck(method: str, options: argparse.Namespace, **changes: Any) -> Side:
     return run
 
 
-def trainer(options: argparse.Namespace) -> Side:
-    """Transformers' `Trainer` with the teacher in `compute_loss`."""
+def trainer(options: argparse.Namespace, bfloat16: bool = False) -> Side:
+    """Transformers' `Trainer` with the teacher in `compute_loss`, in float32 as tutorials have it, or in bfloat16."""
 
     def run(folder: str, seed: int) -> tuple[float, Checkpoint]:
         _, ready = ready_for("hinton", options, f"{folder}/unused", seed)
@@ -99,7 +99,7 @@ def trainer(options: argparse.Namespace) -> Side:
         class Distilling(Trainer):
             def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
                 outputs = model(**inputs)
-                with torch.no_grad():
+                with torch.no_grad(), hardware.autocast("bfloat16" if bfloat16 else "float32"):
                     said = teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
                 soft = F.kl_div(
                     F.log_softmax(outputs.logits / TEMPERATURE, -1),
@@ -121,6 +121,8 @@ def trainer(options: argparse.Namespace) -> Side:
             per_device_eval_batch_size=BATCH,
             learning_rate=RATE,
             warmup_steps=0.1,
+            weight_decay=0.01,
+            bf16=bfloat16,
             eval_strategy="epoch",
             save_strategy="epoch",
             report_to="none",
@@ -285,9 +287,11 @@ def sides_of(case: str, options: argparse.Namespace) -> dict[str, Side]:
     if case == "masked-lm":
         return masked_lm(options)
     if case == "classification":
+        able = hardware.pick_precision() == "bfloat16"
         return {
             "limbeck": limbeck("hinton", options),
             "trainer": trainer(options),
+            **({"trainer, bfloat16": trainer(options, bfloat16=True)} if able else {}),
             "textbrewer, longest": textbrewer(options, "longest"),
             "textbrewer, 128": textbrewer(options, "128"),
         }
@@ -297,12 +301,6 @@ def sides_of(case: str, options: argparse.Namespace) -> dict[str, Side]:
         "textbrewer, longest": textbrewer(options, "longest", layers=True),
         "textbrewer, 128": textbrewer(options, "128", layers=True),
     }
-
-
-def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
-    """By how many times as long they take, round by round."""
-    each = sorted(one / other for one, other in zip(theirs, ours, strict=True))
-    return {"median": statistics.median(each), "low": each[0], "high": each[-1]}
 
 
 def main() -> None:
@@ -341,7 +339,7 @@ def main() -> None:
             "rounds": options.rounds,
             "seconds": seconds,
             "over limbeck": {
-                name: ratio(times, seconds["limbeck"]) for name, times in seconds.items() if name != "limbeck"
+                name: ratios(times, seconds["limbeck"]) for name, times in seconds.items() if name != "limbeck"
             },
             "accuracy": {name: interval(each) for name, each in right.items() if each},
             "accuracy over": {

@@ -16,12 +16,13 @@ import csv
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from intervals import ratios
 
 from limbeck import hardware
 
@@ -83,12 +84,6 @@ def repeated(source: Path, rows: int, folder: str) -> Path:
             example = examples[row % len(examples)]
             writer.writerow({**example, name: f"{example[name]} {row // len(examples) or ''}".strip()})
     return path
-
-
-def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """How many times as fast, over rounds."""
-    each = sorted(one / other for one, other in zip(slow, fast, strict=True))
-    return {"median": statistics.median(each), "low": each[0], "high": each[-1]}
 
 
 def main() -> None:

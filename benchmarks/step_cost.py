@@ -4,9 +4,9 @@
 
 TEACHER is a fine-tuned classifier; TRAIN_TABLE a labelled table of its task. On the same batches, in turn: the
 teacher's forward pass, the student's plain step (forward, a loss on its own output, backward, AdamW), and the system's
-step (teacher, student, terms, backward, AdamW), in the precision that a run has here. Also: what capturing the last
-layer's queries, keys and values costs over a bare forward pass, against `output_attentions=True`. Writes
-benchmarks/results/step_cost.json.
+step (teacher, student, terms, backward, AdamW). All are in the precision that a run has here, and update the rows of
+the embeddings that a run would. Also: what capturing the last layer's queries, keys and values costs over a bare forward
+pass, against `output_attentions=True`. Writes benchmarks/results/step_cost.json.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from limbeck.training import Teaching
 from limbeck.training.lessons import prepare_lesson
 from limbeck.training.phases import phases_of
 from limbeck.training.stages import as_trained, trainer_for
+from limbeck.training.trained_rows import trained_rows
 
 CAPTURE_ROUNDS = 30
 SMALL_SHAPE = {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768}
@@ -81,7 +82,11 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     teaching = Teaching(knowledge, ready.teachers, ready.general)
     plain = copy.deepcopy(ready.student.model)
     lesson = prepare_lesson(phase, ready.student, recipe, ready.task, ready.splits, teaching)
-    with as_trained(lesson, phase, recipe.training_of(phase.stage)):
+    training = recipe.training_of(phase.stage)
+    with (
+        as_trained(lesson, phase, training),
+        trained_rows(plain, lesson.learn, training.weight_decay, lesson.words is None),
+    ):
         trainer = trainer_for(lesson, phase, recipe, ready.task, ready.student, Path(recipe.output) / "w")
         trainer.accelerator.prepare_model(lesson.model)  # for the precision that a run has
         precision = hardware.pick_precision()

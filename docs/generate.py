@@ -159,11 +159,13 @@ def speed() -> str:
         each = ratios[name]
         return f"{each['median']:.1f} times ({each['low']:.1f} to {each['high']:.1f})"
 
+    told = "trainer, bfloat16"
+    bfloat16 = f" ({times(told)} if it is told to use bfloat16, as Limbeck does by itself)" if told in ratios else ""
     return (
         f"Distilling half of all-MiniLM-L6-v2's layers on {found['examples']:,} sentences of SST-2 "
         f"({found['epochs']} epochs, batch size {found['batch_size']}; labelling, validation and checkpoints included) "
         "takes transformers' `Trainer` with "
-        f"the teacher in its loss **{times('trainer')}** as long, TextBrewer {found['versions']['textbrewer']}'s "
+        f"the teacher in its loss **{times('trainer')}** as long{bfloat16}, TextBrewer {found['versions']['textbrewer']}'s "
         f"`GeneralDistiller` {times('textbrewer, longest')} with batches padded to their longest sentence, and "
         f"{times('textbrewer, 128')} set up as in its own SST-2 notebook, which pads to 128 tokens; medians and "
         f"extremes of {found['rounds']} rounds of one interleaved run. On {tables.machine(found)}, by `python "

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_causal, make_chat_tokenizer
+from conftest import make_causal, make_chat_tokenizer, make_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from limbeck.checkpoints import open_classifier
 from limbeck.errors import InputError
 from limbeck.recipe import load
-from limbeck.sharding import check_sharding, whole_weights
+from limbeck.sharding import check_sharding, check_split, whole_weights
 
 TESTS = Path(__file__).parent
 SAME = [
@@ -79,6 +79,9 @@ def test_a_split_student_that_was_killed_is_that_of_one_process(tmp_path, tiny_t
     two = [*words, "training.batch_size=8", f"output={tmp_path / 'two'}"]
     assert split_run("BertLayer", *two, before=KILLED, folder=tmp_path).returncode != 0
     assert list((tmp_path / "two").rglob("checkpoint-*/pytorch_model_fsdp_0/.metadata"))
+    code, printed = command(*words, "training.batch_size=16", f"output={tmp_path / 'two'}")
+    assert code == 2
+    assert "stage distill was stopped under FSDP and this run is without FSDP; launch as before, or remove" in printed
     assert "going on from" in split_run("BertLayer", *two, folder=tmp_path).stderr
     assert command(*words, "training.batch_size=16", f"output={tmp_path / 'one'}")[0] == 0
     assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
@@ -95,6 +98,18 @@ def test_layers_of_a_split_teacher_are_learnt_by_a_split_student(tmp_path, tiny_
     assert command(*words, "training.batch_size=16", f"output={tmp_path / 'one'}")[0] == 0
     assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
     assert not [name for name in load_file(tmp_path / "two" / "student" / "model.safetensors") if "limbeck" in name]
+
+
+def test_what_is_within_split_layers_is_learnt(tmp_path, tiny_teacher_dir, reviews_csv, corpus_txt, command):
+    """The last layer's own output is no part of MiniLM's loss, from which FSDP sees that its weights are needed."""
+    words = ["distill", "minilmv2", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", f"data.corpus={corpus_txt}"]
+    words += ["student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}", "stages.fine-tune=null"]
+    words += ["stages.general.task.max_length=32", *SAME]
+    words += ["stages.general.objectives.relations.heads=4", "stages.general.training.epochs=0.5"]
+    two = [*words, "teacher.sharded=true", "training.batch_size=8", f"output={tmp_path / 'two'}"]
+    split_run("BertLayer", *two, folder=tmp_path)
+    assert command(*words, "training.batch_size=16", f"output={tmp_path / 'one'}")[0] == 0
+    assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
 def test_words_of_a_split_teacher_are_learnt_by_a_split_student(tmp_path, corpus_txt, command):
@@ -115,7 +130,7 @@ def test_weights_of_a_model_that_is_whole_are_left_to_it():
     assert whole_weights(torch.nn.Linear(2, 2)) is None  # type: ignore[arg-type]
 
 
-GKD: dict[str, Any] = {"teacher": "unused", "data": "unused", "output": "unused"}
+UNUSED: dict[str, Any] = {"teacher": "unused", "data": "unused", "output": "unused"}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +139,11 @@ GKD: dict[str, Any] = {"teacher": "unused", "data": "unused", "output": "unused"
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed, which training cannot do; give one with distr"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "asks for version 1 of FSDP, and training needs version 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {}, "which a student that FSDP splits cannot give"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            {"training.layer_drop": 0.5, "training.dropout": True},
+            "skips layers at random (training.layer_drop is 0.5), which FSDP cannot do",
+        ),
         (
             {},
             {"teacher.sharded": True, "stages.distill.on_policy.teacher_share": 0.2},
@@ -135,5 +155,25 @@ def test_what_cannot_be_split_is_refused(settings, changes, said, monkeypatch):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError) as refused:
-        check_sharding(load("gkd", GKD | changes))
+        check_sharding(load("gkd", UNUSED | changes))
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe", "student", "teacher", "said"),
+    [
+        ({"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"}, {}, "bert", "bert",
+         "has FSDP split LlamaDecoderLayer, and a BertForSequenceClassification has none; set "
+         "fsdp_transformer_layer_cls_to_wrap to BertEmbeddings or BertLayer"),
+        ({}, {"teacher.sharded": True}, "bert", "albert", "a AlbertForSequenceClassification has no single stack"),
+        ({}, {"teacher.sharded": True}, "bert", "deberta-v2", "scores of a DebertaV2ForSequenceClassification take"),
+        ({}, {}, "deberta-v2", "bert", "attention scores of a DebertaV2ForSequenceClassification take weights"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_split_are_refused(settings, recipe, student, teacher, said, monkeypatch):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **settings}.items():
+        monkeypatch.setenv(name, value)
+    made = load("tinybert", {**UNUSED, "stages.general": None, "student.shape": {"num_hidden_layers": 1}, **recipe})
+    with pytest.raises(InputError) as refused:
+        check_split(made, make_model(student), [make_model(teacher)])
     assert said in str(refused.value)

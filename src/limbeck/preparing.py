@@ -33,7 +33,7 @@ from limbeck.querying import check_queries
 from limbeck.recipe import Recipe
 from limbeck.rules import LabelRules
 from limbeck.rules.answers import AnswerRules
-from limbeck.sharding import check_sharding
+from limbeck.sharding import check_sharding, check_split
 from limbeck.students import build_student
 from limbeck.tasks import Task
 from limbeck.training import Plan, plan_stages
@@ -112,6 +112,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
         assistant = build_student(recipe.assistant, None, opening.first(teachers), task, recipe.seed, general)
         plan_stages(recipe, task, assistant, teachers, general, on_text=True)
     check_queries(recipe, splits.transfer, student)
+    check_split(recipe, student.model, [each.model for each in [*teachers, *([general] if general else [])]])
     plan = plan_stages(recipe, task, student, teachers, assistant or general)
     content = {
         "data": fingerprint([*map(table_fingerprint, (splits.transfer, splits.validation, splits.test))]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -11,8 +12,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from limbeck import hardware
 from limbeck.anatomy import layer_list
 from limbeck.errors import InputError
+from limbeck.progress import say
 from limbeck.recipe import Recipe
 
 
@@ -22,11 +25,13 @@ def sharded() -> bool:
 
 
 def check_sharding(recipe: Recipe) -> None:
-    """Refuse what training cannot do with models that are split.
+    """Refuse what training cannot do with models that are split, before any is opened.
 
     Raises:
-        InputError: DeepSpeed, the first version of FSDP, or answers of a split model's own.
+        InputError: DeepSpeed, the first version of FSDP, dropped layers, or answers of a split model's own.
     """
+    # Every process opens its models and draws fresh weights by itself; theirs would stay empty on all but one.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise InputError(
             "Accelerate's configuration asks for DeepSpeed, which training cannot do; give one with "
@@ -38,8 +43,14 @@ def check_sharding(recipe: Recipe) -> None:
             f"Accelerate's configuration asks for version {version} of FSDP, and training needs version 2; "
             "set fsdp_version: 2 there"
         )
-    # Each process would stop at another word, and the others wait for it.
     for stage in recipe.stages:
+        drop = recipe.training_of(stage).layer_drop
+        if drop and sharded():  # processes that skip other layers would wait for each other
+            raise InputError(
+                f"stage {stage.name} skips layers at random (training.layer_drop is {drop:g}), which FSDP cannot do; "
+                "launch without FSDP"
+            )
+        # Each process would stop at another word, and the others wait for it.
         if stage.on_policy is not None and sharded():
             raise InputError(
                 f"stage {stage.name} learns from the student's own answers, which a student that FSDP splits cannot "
@@ -50,6 +61,50 @@ def check_sharding(recipe: Recipe) -> None:
                 f"stage {stage.name} mixes the teacher's words into answers (on_policy.teacher_share is "
                 f"{stage.on_policy.teacher_share:g}), which a teacher that is split cannot give; drop teacher.sharded"
             )
+
+
+def check_split(recipe: Recipe, student: PreTrainedModel, teachers: Sequence[PreTrainedModel]) -> None:
+    """Refuse models that cannot be split as the run asks, before anything costly.
+
+    Args:
+        recipe: says whether the teacher is split.
+        student: what Accelerate splits, if it does.
+        teachers: all that may run along.
+
+    Raises:
+        InputError: Accelerate's layer is none of the student's, a teacher without a stack of layers, or attention
+            scores that take weights beside the queries' and keys'.
+    """
+    names = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "") if sharded() else ""
+    own = {type(module).__name__ for module in student.modules()}
+    for name in filter(None, (each.strip() for each in names.split(","))):
+        if name not in own:
+            layers = sorted(own & set(student._no_split_modules or ())) or ["its layers' class"]
+            raise InputError(
+                f"Accelerate's configuration has FSDP split {name}, and a {type(student).__name__} has none; "
+                f"set fsdp_transformer_layer_cls_to_wrap to {' or '.join(layers)}"
+            )
+    split_teachers = list(teachers) if recipe.teacher is not None and recipe.teacher.sharded else []
+    if split_teachers and hardware.processes().num_processes == 1:
+        say("teacher.sharded: there is one process, so that nothing is split")
+    for model in split_teachers:
+        try:
+            layer_list(model)
+        except InputError:
+            raise InputError(
+                f"teacher.sharded splits layer by layer, and a {type(model).__name__} has no single stack of layers; "
+                "drop it"
+            ) from None
+    reads = any(stage.objectives.attention is not None for stage in recipe.stages)
+    for model in [*split_teachers, *([student] if sharded() else [])] if reads else []:
+        if any(hasattr(module, name) for module in model.modules() for name in _OWN_WEIGHTS):
+            raise InputError(
+                f"attention scores of a {type(model).__name__} take weights that a split model does not have at hand; "
+                "learn relations instead of attention, or do not split it"
+            )
+
+
+_OWN_WEIGHTS = ("q_norm", "disentangled_attention_bias")
 
 
 def split(model: PreTrainedModel) -> PreTrainedModel:
@@ -72,9 +127,10 @@ def whole_weights(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
 
     All processes must call it, and each has all of them.
     """
-    named = model.state_dict(keep_vars=True)
-    if not any(isinstance(weight, DTensor) for weight in named.values()):
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
         return None
+    model.tie_weights()  # a body that was split without its head has other parameters now
+    named = model.state_dict(keep_vars=True)
     found: dict[int, torch.Tensor] = {}  # one for all names of a weight: they stay tied
     for weight in named.values():
         if id(weight) not in found:

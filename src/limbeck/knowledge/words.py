@@ -20,7 +20,7 @@ from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint, weights_finge
 from limbeck.errors import InputError
 from limbeck.knowledge.formats import Format, pack, unpack
 from limbeck.knowledge.labelling import HERE, Work, keep_shards
-from limbeck.knowledge.store import VERSION, Request, Verified, head_of, note_of, shard_name
+from limbeck.knowledge.store import Request, Verified, head_of, note_of, shard_name
 from limbeck.rules.answers import Held
 from limbeck.rules.tokens import TokenRules
 from limbeck.signals import Signals, SparseWords
@@ -61,7 +61,7 @@ def describe_words(
         for array in (lengths, first.to_numpy(), values):
             digest.update(array.astype("<i4").tobytes())
     spec = {
-        "format": VERSION,
+        "format": 1,
         "teacher": {
             "weights": weights_fingerprint(teacher.model),
             "tokenizer": tokenizer_fingerprint(teacher.tokenizer),

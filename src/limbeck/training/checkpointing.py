@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -44,18 +43,12 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def save_model(checkpoint: Checkpoint, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Save the model and what it reads with as one folder that appears whole or not at all.
-
-    Args:
-        checkpoint: the model.
-        folder: where to.
-        weights: the model's, where it does not have them whole itself.
-    """
+def save_model(checkpoint: Checkpoint, folder: Path) -> None:
+    """Save the model and what it reads with as one folder that appears whole or not at all."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    checkpoint.model.save_pretrained(partial, state_dict=weights)
+    checkpoint.model.save_pretrained(partial)
     checkpoint.processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from limbeck import hardware
 from limbeck.anatomy import StatesAt, layer_list, shape_of
 from limbeck.checkpoints import Checkpoint, open_for
 from limbeck.data import Splits
+from limbeck.errors import InputError
 from limbeck.files import read_json, require_space, write_json
 from limbeck.objectives import Term
 from limbeck.progress import say
@@ -135,20 +137,21 @@ def _run_phase(
         return Checkpoint(opened.model, checkpoint.processor, checkpoint.name), read_json(workplace / "done.json")
     if phase.stage.keep is not None:
         checkpoint = _cut(checkpoint, phase.stage)
+    unsplit = copy.deepcopy(checkpoint.model) if sharded() else None
     lesson = prepare_lesson(phase, checkpoint, recipe, task, splits, teaching)
     try:
         record = _train(lesson, phase, recipe, task, checkpoint, workplace)
     finally:
         lesson.close()
-    group = hardware.processes()
     weights = whole_weights(checkpoint.model)
+    if weights is not None and unsplit is not None:  # what is split stays so; what follows needs it whole
+        unsplit.load_state_dict(weights)
+        checkpoint = Checkpoint(unsplit, checkpoint.processor, checkpoint.name)
+    group = hardware.processes()
     if group.is_main_process:
-        save_model(checkpoint, workplace / "model", weights)
+        save_model(checkpoint, workplace / "model")
         write_json(workplace / "done.json", record)
     group.wait_for_everyone()
-    if weights is not None:  # what was sharded stays so; the next stage, or the evaluation, needs it whole
-        opened = open_for(task, str(workplace / "model"))
-        checkpoint = Checkpoint(opened.model, checkpoint.processor, checkpoint.name)
     return checkpoint, record
 
 
@@ -168,12 +171,24 @@ def _train(
         trainer.add_callback(decay)
         resumed = last_checkpoint(workplace)
         if resumed:
+            _check_same_form(phase, Path(resumed))
             say(f"stage {phase.name}: going on from {resumed}")
         clock = Clock(workplace / "seconds.json")
         trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=resumed)
         trainer.capture.close()
     return {"history": trainer.state.log_history, "seconds": clock.seconds}
+
+
+def _check_same_form(phase: Phase, checkpoint: Path) -> None:
+    """Refuse a checkpoint of a split model for one that is whole, and the other way round."""
+    before = not (checkpoint / "optimizer.pt").is_file()
+    if before != sharded():
+        said = {True: "under FSDP", False: "without FSDP"}
+        raise InputError(
+            f"stage {phase.name} was stopped {said[before]} and this run is {said[sharded()]}; launch as before, or "
+            f"remove {checkpoint.parent} to start the stage anew"
+        )
 
 
 @contextmanager

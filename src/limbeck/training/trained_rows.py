@@ -7,8 +7,7 @@ Leaving them out changes nothing: all that AdamW does to such a row is its decay
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,14 +35,12 @@ class TrainedRows(nn.Module):
         full = table.weight.detach()
         rows = rows.to(full.device)
         self.weight = nn.Parameter(full[rows].clone())
-        # Frozen parameters and not buffers, which DistributedDataParallel would send around in every step.
-        self.others = nn.Parameter(full.clone(), requires_grad=False)
-        self.register_buffer("decay", torch.zeros((), device=full.device))
         places = torch.full((len(full),), -1, device=full.device)
         places[rows] = torch.arange(len(rows), device=full.device)
-        self.register_buffer("places", places, persistent=False)
-        self.decay: torch.Tensor
-        self.places: torch.Tensor
+        # Frozen parameters and not buffers, which DistributedDataParallel would send around in every step.
+        self.others = nn.Parameter(full.clone(), requires_grad=False)
+        self.decayed = nn.Parameter(torch.ones((), device=full.device), requires_grad=False)
+        self.places = nn.Parameter(places, requires_grad=False)
         padding = table.padding_idx
         self.padding_idx = None if padding is None else max(int(places[padding]), 0)
 
@@ -51,13 +48,13 @@ class TrainedRows(nn.Module):
         """States [..., d] of ids int64 [...]; of rows that are not trained, too, as a validation has them."""
         places = self.places[ids]
         trained = F.embedding(places.clamp(min=0), self.weight, self.padding_idx)
-        others = F.embedding(ids, self.others) * self.decay.exp()
+        others = F.embedding(ids, self.others) * self.decayed
         return torch.where((places >= 0).unsqueeze(-1), trained, others)
 
     @torch.no_grad()
     def whole(self) -> torch.Tensor:
         """All rows as they are now [V, d]."""
-        found = self.others * self.decay.exp()
+        found = self.others * self.decayed
         found[self.places >= 0] = self.weight
         return found
 
@@ -83,7 +80,7 @@ class Decay(TrainerCallback):
     ) -> None:
         """Once an update is made, and not skipped as one that overflowed."""
         if self.rows is not None and not getattr(optimizer, "step_was_skipped", False):
-            self.rows.decay += math.log1p(-optimizer.param_groups[0]["lr"] * self.rate)
+            self.rows.decayed.mul_(1 - optimizer.param_groups[0]["lr"] * self.rate)
 
 
 @contextmanager
@@ -99,7 +96,8 @@ def trained_rows(model: PreTrainedModel, learn: Dataset, decay: float, wanted: b
         wanted: whether `learn` has all the words that the model will be shown in training.
     """
     found = _embedding(model) if wanted and "input_ids" in learn.column_names else None
-    rows = occurring(learn, len(found[1].weight), found[1].padding_idx) if found else torch.zeros(0)
+    padding = {model.config.pad_token_id, found[1].padding_idx if found else None}
+    rows = occurring(learn, len(found[1].weight), padding) if found else torch.zeros(0)
     if found is None or len(rows) > WORTHWHILE * len(found[1].weight):
         yield Decay(None, decay)
         return
@@ -114,13 +112,12 @@ def trained_rows(model: PreTrainedModel, learn: Dataset, decay: float, wanted: b
         setattr(model.get_submodule(parent), last, table)
 
 
-def occurring(learn: Dataset, size: int, padding: int | None) -> torch.Tensor:
-    """The rows of a vocabulary that occur in a dataset's `input_ids`, ascending, int64 [R]; with that of padding."""
+def occurring(learn: Dataset, size: int, padding: Collection[int | None] = ()) -> torch.Tensor:
+    """The rows of a vocabulary that occur in a dataset's `input_ids`, ascending, int64 [R]; with those of padding."""
     seen = np.zeros(size, dtype=bool)
     for chunk in learn.data.column("input_ids").chunks:
         seen[chunk.flatten().to_numpy(zero_copy_only=False)] = True
-    if padding is not None:
-        seen[padding] = True
+    seen[[row for row in padding if row is not None and 0 <= row < size]] = True
     return torch.from_numpy(seen.nonzero()[0])
 
 

@@ -19,6 +19,7 @@ from limbeck import hardware
 from limbeck.anatomy import Capture, StatesAt, WordsAt
 from limbeck.objectives import Balance, PolicyGradient, Term
 from limbeck.objectives.vocabulary import over_vocabulary, word_scores
+from limbeck.sharding import sharded
 from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import Batch, model_inputs
@@ -85,7 +86,14 @@ class DistillationTrainer(Trainer):
         self.own_answers, self.profile = own_answers, profile
         if profile is not None:
             self.add_callback(profile)
-        self.capture = Capture(self.model, reduce(or_, (term.student for term in self.terms), Wanted()))
+        wanted = reduce(or_, (term.student for term in self.terms), Wanted())
+        # FSDP gathers a layer's weights for the backward pass when the gradient of its output comes. A loss on what is
+        # within a layer alone has none there, so it gets one of zero.
+        within = wanted.queries | wanted.keys | wanted.values | wanted.scores
+        self._deepest = max(within) if within and sharded() else None
+        if self._deepest is not None:
+            wanted |= Wanted(hidden=frozenset([self._deepest]))
+        self.capture = Capture(self.model, wanted)
         self.data_collator: Any
         self.eval_collator = eval_collator or self.data_collator
         self.loss_is_scaled_for_ga = True
@@ -248,6 +256,8 @@ class DistillationTrainer(Trainer):
                 for number, total in zip(at_words, each.unbind(), strict=True):
                     totals[number] = total
                 loss = loss + some
+        if self._deepest is not None:
+            loss = loss + 0 * signals.hidden[self._deepest].float().sum()
         return torch.stack(totals) / counts, loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -8,8 +8,8 @@ seed, and each side's student is judged on TEST, in float32. Limbeck's time hold
 training, and a validation and a checkpoint per epoch, in bfloat16 where the machine has it; the others are in float32
 where nothing else is said, which is what they do by themselves. What it is measured against:
 
-- `trainer`: transformers' `Trainer` with the teacher in `compute_loss`, as tutorials have it, in float32; batches padded
-  to their longest text, a validation and a checkpoint per epoch. `trainer, bfloat16`: told to use that, teacher, too.
+- `trainer`: transformers' `Trainer` with the teacher in `compute_loss`, as tutorials have it; batches padded to their
+  longest text, a validation and a checkpoint per epoch. `trainer, bfloat16`: told to use that, its teacher, too.
 - `textbrewer, 128`: TextBrewer's `GeneralDistiller` as in its own SST-2 notebook: texts padded to 128 tokens, a
   checkpoint per epoch.
 - `textbrewer, longest`: the same with padding per batch, which that notebook does not show.

@@ -5,8 +5,8 @@
 TEACHER is a fine-tuned classifier; TRAIN_TABLE a labelled table of its task. On the same batches, in turn: the
 teacher's forward pass, the student's plain step (forward, a loss on its own output, backward, AdamW), and the system's
 step (teacher, student, terms, backward, AdamW). All are in the precision that a run has here, and update the rows of
-the embeddings that a run would. Also: what capturing the last layer's queries, keys and values costs over a bare forward
-pass, against `output_attentions=True`. Writes benchmarks/results/step_cost.json.
+the embeddings that a run would. Also: what capturing the last layer's queries, keys and values costs over a bare
+forward pass, against `output_attentions=True`. Writes benchmarks/results/step_cost.json.
 """
 
 from __future__ import annotations

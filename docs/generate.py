@@ -236,7 +236,9 @@ def evidence(name: str) -> str:
             cells += [_points(entry.get(f"over {control}")) for control in CONTROLS]
             cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}", str(len(entry["seeds"]))]
             lines.append(f"| {entry['system']} | {' | '.join(cells)} |")
-        lines += ["", f"On {tables.machine(rows[0])}.", ""]
+        runs = [r for r in found["rows"] if (r["group"], r["model"], r["task"]) == group]
+        machines = dict.fromkeys(tables.machine(r) for r in runs if r["system"] in (*CONTROLS, *mine))
+        lines += ["", f"On {'; '.join(machines)}.", ""]
     if not lines:
         return "Not measured yet."
     note = "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed. By "

@@ -21,8 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from limbeck.files import write_json
 from limbeck.progress import say
 
-SKIPPED, PROFILED = 5, 20
-"""Updates before, for kernels to be picked and memory to be allocated; then those timed, and as many profiled."""
+SKIPPED, TIMED, PROFILED = 5, 30, 20
+"""Updates before, for kernels to be picked and memory to be allocated; then those timed, then those profiled."""
 _PREFIX = "limbeck: "
 
 
@@ -32,7 +32,9 @@ def region(name: str) -> Any:  # noqa: ANN401
 
 
 class Profile(TrainerCallback):
-    """Times some updates of a phase, compares them with the floor on the same batches, and profiles as many more.
+    """Times some updates of a phase, each in turn with the floor on the same batches, and profiles some more.
+
+    In turn, because a machine's speed drifts by more than what is to be found.
 
     Args:
         path: the JSON file for it; PyTorch's trace goes beside it, for Chrome's or Perfetto's viewer.
@@ -42,8 +44,10 @@ class Profile(TrainerCallback):
 
     def __init__(self, path: Path, floor: Callable[[], Callable[[Any], None]] | None) -> None:
         self.path, self.floor = path, floor
-        self._batches: list[list[Any]] = []
+        self._batches: list[Any] = []
         self._seconds: list[float] = []
+        self._floors: list[float] = []
+        self._run: Callable[[Any], None] | None = None
         self._updates, self._profiled = 0, 0
         self._since: float | None = None
         self._profile: Any = None
@@ -51,8 +55,7 @@ class Profile(TrainerCallback):
 
     def saw(self, batches: list[Any]) -> None:
         """Keeps the batches of an update that is timed."""
-        if self._since is not None and self._profile is None:
-            self._batches.append(batches)
+        self._batches = [] if self._done else batches
 
     def on_step_end(
         self,
@@ -71,9 +74,11 @@ class Profile(TrainerCallback):
             if self._profiled == PROFILED:
                 self._finish()
             return
-        if self._since is not None and len(self._batches) > len(self._seconds):
+        if self._since is not None:
             self._seconds.append(time.perf_counter() - self._since)
-        if len(self._seconds) == PROFILED:
+        if self.floor is not None:
+            self._time_floor(self._since is not None)
+        if len(self._seconds) == TIMED:
             self._start()
         self._since = time.perf_counter()
 
@@ -94,7 +99,7 @@ class Profile(TrainerCallback):
         if self._profile is not None:
             self._finish()
         elif not self._done:
-            say(f"profile: too few updates were left ({self._updates}; it takes {SKIPPED + PROFILED + 1})")
+            say(f"profile: too few updates were left ({self._updates}; it takes {SKIPPED + TIMED + 1})")
 
     def _start(self) -> None:
         activities = [ProfilerActivity.CPU]
@@ -122,28 +127,27 @@ class Profile(TrainerCallback):
         step, whole = float(np.mean(self._seconds)), sum(parts.values())
         result = {"updates": len(self._seconds), "seconds": step, "profiled": parts}
         said = ""
-        if self.floor is not None:
-            with torch.random.fork_rng():  # the copy's dropout takes nothing from the training's
-                floor = self._floor(self.floor())
-            result |= {"floor": floor, "above the floor": step / floor - 1}
-            said = f", {result['above the floor']:+.1%} above the floor"
-        self._batches = []
+        if self._floors:
+            above = np.divide(self._seconds, self._floors) - 1
+            low, middle, high = (float(value) for value in np.quantile(above, [0.25, 0.5, 0.75]))
+            result |= {"floor": float(np.mean(self._floors)), "above the floor": middle, "quartiles": [low, high]}
+            said = f", {middle:+.1%} above the floor ({low:+.1%} to {high:+.1%})"
+        self._batches, self._run = [], None
         write_json(self.path, result)
         shares = ", ".join(f"{name} {value / whole:.1%}" for name, value in parts.items())
         say(f"profile: {1e3 * step:.1f} ms an update{said} ({shares}); {self.path}")
 
-    def _floor(self, run: Callable[[Any], None]) -> float:
-        """Seconds of the floor for an update of those that were timed."""
-        times = []
-        for batch in self._batches[0]:
-            run(batch)  # the first allocates
-        for batches in self._batches:
+    def _time_floor(self, counted: bool) -> None:
+        """Take the update's batches through the student alone."""
+        assert self.floor is not None
+        with torch.random.fork_rng():  # the copy's dropout takes nothing from the training's
+            self._run = self._run or self.floor()
             started = time.perf_counter()
-            for batch in batches:
-                run(batch)
+            for batch in self._batches:
+                self._run(batch)
             _synchronise()
-            times.append(time.perf_counter() - started)
-        return float(np.mean(times))
+            if counted:
+                self._floors.append(time.perf_counter() - started)
 
 
 def student_alone(model: nn.Module, inputs: Callable[[Any], dict[str, Any]], autocast: Any, rate: float) -> Any:  # noqa: ANN401

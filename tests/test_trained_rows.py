@@ -146,3 +146,12 @@ def test_other_embeddings_are_left_alone(why, tmp_path):
         assert model.get_input_embeddings() is before
         assert decay.rows is None
         decay.on_optimizer_step(None, None, None)
+
+
+def test_a_configuration_without_padding_is_none(tmp_path):
+    """Networks over images and tables have no tokens at all."""
+    model = make_model()
+    learn = Dataset.from_dict({"input_ids": [[3, 4]]})
+    del model.config.pad_token_id
+    with trained_rows.trained_rows(model, learn, 0.1, True) as decay:
+        assert decay.rows is not None

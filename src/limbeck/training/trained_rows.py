@@ -96,7 +96,7 @@ def trained_rows(model: PreTrainedModel, learn: Dataset, decay: float, wanted: b
         wanted: whether `learn` has all the words that the model will be shown in training.
     """
     found = _embedding(model) if wanted and "input_ids" in learn.column_names else None
-    padding = {model.config.pad_token_id, found[1].padding_idx if found else None}
+    padding = {getattr(model.config, "pad_token_id", None), found[1].padding_idx if found else None}
     rows = occurring(learn, len(found[1].weight), padding) if found else torch.zeros(0)
     if found is None or len(rows) > WORTHWHILE * len(found[1].weight):
         yield Decay(None, decay)

@@ -18,6 +18,9 @@ from limbeck.errors import InputError
 from limbeck.progress import say
 from limbeck.recipe import Recipe
 
+_OWN_WEIGHTS = ("q_norm", "disentangled_attention_bias")
+"""Modules of a layer that its attention scores are computed with, besides queries and keys."""
+
 
 def sharded() -> bool:
     """Whether Accelerate splits what is trained over the processes."""
@@ -25,7 +28,7 @@ def sharded() -> bool:
 
 
 def check_sharding(recipe: Recipe) -> None:
-    """Refuse what training cannot do with models that are split, before any is opened.
+    """Refuse what training cannot do with models that are split, before any is opened; each process is to open all.
 
     Raises:
         InputError: DeepSpeed, the first version of FSDP, dropped layers, or answers of a split model's own.
@@ -102,9 +105,6 @@ def check_split(recipe: Recipe, student: PreTrainedModel, teachers: Sequence[Pre
                 f"attention scores of a {type(model).__name__} take weights that a split model does not have at hand; "
                 "learn relations instead of attention, or do not split it"
             )
-
-
-_OWN_WEIGHTS = ("q_norm", "disentangled_attention_bias")
 
 
 def split(model: PreTrainedModel) -> PreTrainedModel:

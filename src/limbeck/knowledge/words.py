@@ -61,7 +61,7 @@ def describe_words(
         for array in (lengths, first.to_numpy(), values):
             digest.update(array.astype("<i4").tobytes())
     spec = {
-        "format": 1,
+        "format": 1,  # of words; what is kept of labels has its own
         "teacher": {
             "weights": weights_fingerprint(teacher.model),
             "tokenizer": tokenizer_fingerprint(teacher.tokenizer),

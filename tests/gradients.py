@@ -64,7 +64,13 @@ class Gradient(TrainerCallback):
 
 
 def capture_gradient(
-    folder: Path, batch_size: int, accumulation: int, steps: int = 1, learning_rate: float = 1e-3, every: int = 1
+    folder: Path,
+    batch_size: int,
+    accumulation: int,
+    steps: int = 1,
+    learning_rate: float = 1e-3,
+    every: int = 1,
+    bf16: bool = False,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Train on the eight examples in their order; the last update's gradient and what was logged."""
     tokenizer, gradient = make_tokenizer(), Gradient()
@@ -83,6 +89,7 @@ def capture_gradient(
         label_names=["labels"],
         report_to="none",
         use_cpu=True,
+        bf16=bf16,
         disable_tqdm=True,
     )
     trainer = DistillationTrainer(
@@ -128,6 +135,8 @@ def main(folder: Path) -> None:
     for batch_size, accumulation in ((4, 1), (2, 2)):
         gradient, history = capture_gradient(folder / "trainer", batch_size, accumulation)
         torch.save({"gradient": gradient, "history": history}, folder / f"{batch_size}x{accumulation}-{rank}.pt")
+    gradient, _ = capture_gradient(folder / "trainer", 4, 1, bf16=True)
+    torch.save(gradient, folder / f"bfloat16-{rank}.pt")
     train_on_eight(folder, 4)
     torch.distributed.destroy_process_group()
 

@@ -39,8 +39,8 @@ from limbeck.signals import Signals
 from limbeck.students import build_student
 from limbeck.tasks import Task, collate, encode
 from limbeck.teachers import HuggingFaceModel
-from limbeck.training import Teaching, lessons, stages, train_stages
-from limbeck.training.checkpointing import last_checkpoint, save_model
+from limbeck.training import Teaching, checkpointing, lessons, stages, train_stages
+from limbeck.training.checkpointing import last_checkpoint, link_model, save_model
 from limbeck.training.trainer import DistillationTrainer
 
 TWO = Task("classification", LABELS)
@@ -116,6 +116,12 @@ def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path, monk
             assert distance(found["gradient"], exact) < 1e-6, (name, rank)
             for term in ("soft_targets", "hard_labels", "loss"):
                 assert found["history"][0][term] == pytest.approx(history[0][term], rel=1e-5), (name, rank, term)
+    here, _ = capture_gradient(tmp_path / "here", 8, 1, bf16=True)
+    largest = max(tensor.abs().max().item() for tensor in exact.values())
+    for rank in (0, 1):  # exchanged in bfloat16, in which autocast computed them
+        found = torch.load(tmp_path / "two" / f"bfloat16-{rank}.pt")
+        assert all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in found.values())
+        assert distance(found, here) < 0.01 * largest
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / n / "knowledge").glob("*/*")} for n in ("one", "two")
     )
@@ -438,7 +444,7 @@ def test_a_run_resumed_within_an_epoch_ends_in_the_same_weights(train, tmp_path,
 @pytest.mark.parametrize("where", ["done.json", "model", "student", "logs"])
 def test_killed_after_the_last_step(where, train, whole_run, steps, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        kept_json, kept_model = stages.write_json, stages.save_model
+        kept_json, kept_model, kept_link = stages.write_json, stages.save_model, stages.link_model
 
         def write_json(path: Path, value: Any) -> None:
             if path.name == where or path.parent.name == where:
@@ -450,8 +456,14 @@ def test_killed_after_the_last_step(where, train, whole_run, steps, tmp_path, mo
                 raise Killed
             kept_model(checkpoint, folder)
 
+        def link(saved: Path, folder: Path) -> None:
+            if folder.name == where:
+                raise Killed
+            kept_link(saved, folder)
+
         patch.setattr(stages, "write_json", write_json)
         patch.setattr(stages, "save_model", save)
+        patch.setattr(stages, "link_model", link)
         with pytest.raises(Killed):
             train(tmp_path / "cut")
     steps.clear()
@@ -460,6 +472,22 @@ def test_killed_after_the_last_step(where, train, whole_run, steps, tmp_path, mo
     assert same(resumed, whole_run)
     assert losses(resumed) == losses(whole_run)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_disk_that_cannot_link_gets_copies(tmp_path, monkeypatch):
+    def refused(source: str, target: str) -> None:
+        raise OSError("not here")
+
+    save_model(Checkpoint(make_model(), make_tokenizer(), "m"), tmp_path / "saved")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "left.txt").write_text("of an earlier run")
+    link_model(tmp_path / "saved", tmp_path / "linked")
+    monkeypatch.setattr(checkpointing.os, "link", refused)
+    link_model(tmp_path / "saved", tmp_path / "other")
+    weights = [tmp_path / name / "model.safetensors" for name in ("saved", "linked", "other")]
+    assert weights[1].samefile(weights[0])
+    assert not weights[2].samefile(weights[0])
+    assert files(tmp_path / "saved") == files(tmp_path / "linked") == files(tmp_path / "other")
 
 
 def test_the_time_of_all_runs_is_counted(train, tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,34 @@ def _is_whole(path: Path) -> bool:
 
 def save_model(checkpoint: Checkpoint, folder: Path) -> None:
     """Save the model and what it reads with as one folder that appears whole or not at all."""
+    with _whole(folder) as partial:
+        partial.mkdir(parents=True)
+        checkpoint.model.save_pretrained(partial)
+        checkpoint.processor.save_pretrained(partial)
+
+
+def link_model(saved: Path, folder: Path) -> None:
+    """What `save_model` wrote, in a second place: the same files where the disk can share them, else copies."""
+    with _whole(folder) as partial:
+        shutil.copytree(saved, partial, copy_function=_link)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A neighbour to be made and filled, which takes the folder's place at the end."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    checkpoint.model.save_pretrained(partial)
-    checkpoint.processor.save_pretrained(partial)
+    yield partial
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     sync_folder(folder.parent)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 class Clock(TrainerCallback):

@@ -34,7 +34,8 @@ def region(name: str) -> Any:  # noqa: ANN401
 class Profile(TrainerCallback):
     """Times some updates of a phase, each in turn with the floor on the same batches, and profiles some more.
 
-    In turn, because a machine's speed drifts by more than what is to be found.
+    In turn, because a machine's speed drifts by more than what is to be found. The floor goes once before the update,
+    too, untimed: whoever is first to see a batch's shape has the kernels for it made, which both would have to pay.
 
     Args:
         path: the JSON file for it; PyTorch's trace goes beside it, for Chrome's or Perfetto's viewer.
@@ -54,8 +55,12 @@ class Profile(TrainerCallback):
         self._done = False
 
     def saw(self, batches: list[Any]) -> None:
-        """Keeps the batches of an update that is timed."""
+        """Keeps the batches of an update that is timed, and has the kernels for their shapes made."""
         self._batches = [] if self._done else batches
+        if self._since is not None and self._profile is None:
+            began = time.perf_counter()
+            self._take_floor()
+            self._since += time.perf_counter() - began  # is none of the update's
 
     def on_step_end(
         self,
@@ -76,8 +81,8 @@ class Profile(TrainerCallback):
             return
         if self._since is not None:
             self._seconds.append(time.perf_counter() - self._since)
-        if self.floor is not None:
-            self._time_floor(self._since is not None)
+            if self.floor is not None:
+                self._floors.append(self._take_floor())
         if len(self._seconds) == TIMED:
             self._start()
         self._since = time.perf_counter()
@@ -137,17 +142,17 @@ class Profile(TrainerCallback):
         shares = ", ".join(f"{name} {value / whole:.1%}" for name, value in parts.items())
         say(f"profile: {1e3 * step:.1f} ms an update{said} ({shares}); {self.path}")
 
-    def _time_floor(self, counted: bool) -> None:
-        """Take the update's batches through the student alone."""
-        assert self.floor is not None
+    def _take_floor(self) -> float:
+        """Take the update's batches through the student alone; seconds."""
+        if self.floor is None:
+            return 0.0
         with torch.random.fork_rng():  # the copy's dropout takes nothing from the training's
             self._run = self._run or self.floor()
             started = time.perf_counter()
             for batch in self._batches:
                 self._run(batch)
             _synchronise()
-            if counted:
-                self._floors.append(time.perf_counter() - started)
+            return time.perf_counter() - started
 
 
 def student_alone(model: nn.Module, inputs: Callable[[Any], dict[str, Any]], autocast: Any, rate: float) -> Any:  # noqa: ANN401

@@ -31,7 +31,7 @@ from limbeck.sharding import sharded, whole_weights
 from limbeck.students import keep_layers
 from limbeck.tasks import Task
 from limbeck.tasks.text import model_inputs
-from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, save_model
+from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, link_model, save_model
 from limbeck.training.kernels import fused_kernels, kernels_for
 from limbeck.training.layer_drop import drop_layers
 from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
@@ -105,7 +105,7 @@ def train_stages(
     seconds = {phase: record["seconds"] for phase, record in done.items()}
     group = hardware.processes()
     if group.is_main_process:
-        save_model(checkpoint, folder)
+        link_model(workplaces[-1] / "model", folder)
         log_file.parent.mkdir(exist_ok=True)
         write_json(log_file, {"history": history, "seconds": seconds})
         _clear(places, name)

@@ -9,8 +9,11 @@ from operator import or_
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from datasets import Dataset
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -49,6 +52,18 @@ class LengthGroupedByEpoch(LengthGroupedSampler):
         return iter(super().__iter__())
 
 
+class ExchangeInBfloat16(DistributedDataParallelKwargs):
+    """Has processes tell each other their gradients in bfloat16.
+
+    Autocast's products leave nothing behind it in a gradient, so that half of the bytes say as much. PyTorch keeps its
+    own hook by that name from processes on CPUs.
+    """
+
+    def register_comm_hook(self, model: DistributedDataParallel) -> None:
+        """Called by Accelerate, of what it wrapped."""
+        model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
+
+
 class DistillationTrainer(Trainer):
     """Trains a student on a weighted sum of terms.
 
@@ -81,6 +96,10 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**kwargs)
+        if self.accelerator.ddp_handler is not None:
+            kind = ExchangeInBfloat16 if self.args.bf16 else DistributedDataParallelKwargs
+            said = self.accelerator.ddp_handler.to_dict() | {"gradient_as_bucket_view": True}
+            self.accelerator.ddp_handler = kind(**said)
         self.terms = list(terms)
         self.source, self.words, self.dropout = source, words, dropout
         self.own_answers, self.profile = own_answers, profile

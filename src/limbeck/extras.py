@@ -17,6 +17,7 @@ EXTRAS = {
     "tags": ("textblob",),
     "ray": ("ray",),
     "s3": ("s3fs",),
+    "deepspeed": ("deepspeed",),
 }
 
 

@@ -1,4 +1,4 @@
-"""Models that are split over the processes of a run, where one device has no room for the whole (FSDP)."""
+"""Models that are split over the processes of a run, where one device has no room for the whole (FSDP, DeepSpeed)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from limbeck.anatomy import layer_list
 from limbeck.errors import InputError
 from limbeck.progress import say
 from limbeck.recipe import Recipe
+from limbeck.zero import check_zero, full_weight, zero
 
 _OWN_WEIGHTS = ("q_norm", "disentangled_attention_bias")
 """Modules of a layer that its attention scores are computed with, besides queries and keys."""
@@ -31,15 +32,13 @@ def check_sharding(recipe: Recipe) -> None:
     """Refuse what training cannot do with models that are split, before any is opened; each process is to open all.
 
     Raises:
-        InputError: DeepSpeed, the first version of FSDP, dropped layers, or answers of a split model's own.
+        InputError: the first version of FSDP, dropped layers, answers of a split model's own, or what `check_zero`
+            refuses.
     """
     # Every process opens its models and draws fresh weights by itself; theirs would stay empty on all but one.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise InputError(
-            "Accelerate's configuration asks for DeepSpeed, which training cannot do; give one with "
-            "distributed_type: FSDP and fsdp_version: 2, which splits the same"
-        )
+    if zero():
+        check_zero(recipe)
     version = os.environ.get("FSDP_VERSION", "1")
     if sharded() and version != "2":
         raise InputError(
@@ -122,18 +121,16 @@ def split(model: PreTrainedModel) -> PreTrainedModel:
     return own
 
 
-def whole_weights(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
-    """The weights of a model that is split, on the CPU; none where it is whole.
+def whole_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The trained weights of a model that FSDP or DeepSpeed split, whole, on the CPU, as precise as its updates.
 
     All processes must call it, and each has all of them.
     """
-    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
-        return None
     model.tie_weights()  # a body that was split without its head has other parameters now
     named = model.state_dict(keep_vars=True)
-    found: dict[int, torch.Tensor] = {}  # one for all names of a weight: they stay tied
+    found: dict[int, torch.Tensor | None] = {}  # one for all names of a weight: they stay tied
     for weight in named.values():
         if id(weight) not in found:
-            part = weight.detach()
-            found[id(weight)] = (part.full_tensor() if isinstance(part, DTensor) else part).cpu()
-    return {name: found[id(weight)] for name, weight in named.items()}
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else full_weight(weight)
+            found[id(weight)] = None if whole is None else whole.detach().cpu()
+    return {name: whole for name, weight in named.items() if (whole := found[id(weight)]) is not None}

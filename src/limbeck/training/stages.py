@@ -40,6 +40,7 @@ from limbeck.training.planning import wanted_of
 from limbeck.training.profiling import Profile, student_alone
 from limbeck.training.trained_rows import Decay, trained_rows
 from limbeck.training.trainer import DistillationTrainer
+from limbeck.zero import written_by_zero, zero
 
 TERMS_MODULE = "limbeck_terms"
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -137,15 +138,14 @@ def _run_phase(
         return Checkpoint(opened.model, checkpoint.processor, checkpoint.name), read_json(workplace / "done.json")
     if phase.stage.keep is not None:
         checkpoint = _cut(checkpoint, phase.stage)
-    unsplit = copy.deepcopy(checkpoint.model) if sharded() else None
+    unsplit = copy.deepcopy(checkpoint.model) if sharded() or zero() else None
     lesson = prepare_lesson(phase, checkpoint, recipe, task, splits, teaching)
     try:
         record = _train(lesson, phase, recipe, task, checkpoint, workplace)
     finally:
         lesson.close()
-    weights = whole_weights(checkpoint.model)
-    if weights is not None and unsplit is not None:  # what is split stays so; what follows needs it whole
-        unsplit.load_state_dict(weights)
+    if unsplit is not None:  # what is split stays so; what follows needs it whole
+        unsplit.load_state_dict(whole_weights(checkpoint.model), strict=False)
         checkpoint = Checkpoint(unsplit, checkpoint.processor, checkpoint.name)
     group = hardware.processes()
     if group.is_main_process:
@@ -181,12 +181,16 @@ def _train(
 
 
 def _check_same_form(phase: Phase, checkpoint: Path) -> None:
-    """Refuse a checkpoint of a split model for one that is whole, and the other way round."""
-    before = not (checkpoint / "optimizer.pt").is_file()
-    if before != sharded():
-        said = {True: "under FSDP", False: "without FSDP"}
+    """Refuse a checkpoint of a split model for one that is whole or split otherwise, and the other way round."""
+    writers, here = written_by_zero(checkpoint), hardware.processes().num_processes
+    split = "under DeepSpeed" if writers else "under FSDP"
+    before = "without FSDP or DeepSpeed" if (checkpoint / "optimizer.pt").is_file() else split
+    now = "under DeepSpeed" if zero() else "under FSDP" if sharded() else "without FSDP or DeepSpeed"
+    if writers and zero() and writers != here:
+        before, now = f"with {writers} processes under DeepSpeed", f"with {here}"
+    if before != now:
         raise InputError(
-            f"stage {phase.name} was stopped {said[before]} and this run is {said[sharded()]}; launch as before, or "
+            f"stage {phase.name} was stopped {before} and this run is {now}; launch as before, or "
             f"remove {checkpoint.parent} to start the stage anew"
         )
 
@@ -208,8 +212,8 @@ def as_trained(lesson: Lesson, phase: Phase, training: Training) -> Iterator[Dec
 
 
 def _few_words(lesson: Lesson) -> bool:
-    """Whether all words that training shows the model stand in its examples; what is sharded stays as it is."""
-    return lesson.words is None and not sharded()
+    """Whether all words that training shows the model stand in its examples; what is split stays as it is."""
+    return lesson.words is None and not sharded() and not zero()
 
 
 def _kernels(lesson: Lesson) -> dict[str, bool]:
@@ -259,7 +263,8 @@ def _profile(lesson: Lesson, recipe: Recipe, training: Training, workplace: Path
     number = "" if group.num_processes == 1 else f"-{group.process_index}"
     autocast = partial(hardware.autocast, hardware.pick_precision(training.precision))
     floor = partial(student_alone, lesson.model, model_inputs, autocast, training.learning_rate)
-    return Profile(logs / f"profile-{workplace.name}{number}.json", None if lesson.words is not None else floor)
+    without = lesson.words is not None or sharded() or zero()  # a split student has no copy
+    return Profile(logs / f"profile-{workplace.name}{number}.json", None if without else floor)
 
 
 @contextmanager

@@ -16,7 +16,9 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from limbeck.anatomy import Capture
 from limbeck.folder import RunFolder
 from limbeck.recipe import load
 from limbeck.signals import Wanted
+from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import model_inputs
 from limbeck.training import Teaching
 from limbeck.training.lessons import prepare_lesson
@@ -59,22 +62,40 @@ def median_times(rounds: int, functions: list[Callable[[Any], None]], batches: l
     for turn in range(rounds):
         for number, batch in enumerate(batches):
             for place, function in enumerate(functions):
+                synchronise()
                 started = time.perf_counter()
                 function(batch)
+                synchronise()
                 found[place, turn, number] = time.perf_counter() - started
     return found.reshape(len(functions), -1)
 
 
-def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One system's ratio."""
-    method, stage_name, changes = CASES[name]
-    small = {} if "student" in changes or method == "distilbert" else {"student.shape": SMALL_SHAPE}
-    settings = {"teacher": str(options.teacher), "data": str(options.data), "data.corpus": str(options.corpus)}
-    settings |= {"task.max_length": 64, "output": tempfile.mkdtemp(), "export": [], **small, **changes}
-    if "general" not in stage_name:
-        settings.pop("data.corpus")
-    if method == "tinybert" and "general" not in stage_name:
-        settings["stages.general"] = None
+def synchronise() -> None:
+    """Wait for a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass
+class Steps:
+    """What a stage's update consists of, and what it is compared with.
+
+    Attributes:
+        batches: of the stage, on the device.
+        teach: the teacher's forward pass.
+        plain: an update of a copy of the student on a loss of its own output.
+        system: the stage's update.
+    """
+
+    batches: list[Any]
+    teach: Callable[[Any], None]
+    plain: Callable[[Any], None]
+    system: Callable[[Any], None]
+
+
+@contextmanager
+def steps_of(method: str, stage_name: str, settings: dict[str, Any], batches: int) -> Iterator[Steps]:
+    """A recipe's stage, ready to be trained."""
     recipe = load(method, settings)
     ready = preparing.prepare(recipe, {}, RunFolder(Path(recipe.output)))
     phase = next(p for p in phases_of(recipe.stages, recipe, 3) if p.stage.name == stage_name)
@@ -89,26 +110,30 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     ):
         trainer = trainer_for(lesson, phase, recipe, ready.task, ready.student, Path(recipe.output) / "w")
         trainer.accelerator.prepare_model(lesson.model)  # for the precision that a run has
-        precision = hardware.pick_precision()
-        batches = [batch for batch, _ in zip(trainer.get_train_dataloader(), range(options.batches), strict=False)]
-        body = lesson.model.config.model_type and not lesson.wanted.logits
-        plain = (plain.base_model if body else plain).train()
+        precision, device = hardware.pick_precision(), hardware.device()
+        causal = recipe.task.kind == "causal-lm"
+        body = not lesson.wanted.logits and not causal
+        plain = (plain.base_model if body else plain).train().to(device)
         lesson.model.train()
         optimizer = trainer.create_optimizer()
         settings_of = {"lr": 1e-5, "fused": True}
         plain_optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], **settings_of)
         teacher = (teaching.general if phase.stage.on_text else teaching.teachers[0]).model.eval()
-        asked = teacher if lesson.wanted.logits else teacher.base_model
+        asked = (teacher if lesson.wanted.logits or causal else teacher.base_model).to(device)
+        told = causal_inputs if causal else model_inputs
 
         @torch.no_grad()
         def teach(batch: Any) -> None:
             with hardware.autocast(precision):
-                asked(**model_inputs(batch))
+                asked(**told(batch))
 
         def plain_step(batch: Any) -> None:
             with hardware.autocast(precision):
-                output = plain(**model_inputs(batch))
-            loss = output[0].square().mean() if body else F.cross_entropy(output.logits.float(), batch["labels"])
+                output = plain(**told(batch))
+            if causal:
+                loss = F.cross_entropy(output.logits.flatten(0, 1)[batch["positions"]].float(), batch["targets"])
+            else:
+                loss = output[0].square().mean() if body else F.cross_entropy(output.logits.float(), batch["labels"])
             loss.backward()
             plain_optimizer.step()
             plain_optimizer.zero_grad()
@@ -119,8 +144,23 @@ def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
 
-        times = median_times(options.rounds, [teach, plain_step, system_step], batches)
+        few = [batch for batch, _ in zip(trainer.get_train_dataloader(), range(batches), strict=False)]
+        yield Steps(few, teach, plain_step, system_step)
     lesson.close()
+
+
+def case(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One system's ratio."""
+    method, stage_name, changes = CASES[name]
+    small = {} if "student" in changes or method == "distilbert" else {"student.shape": SMALL_SHAPE}
+    settings = {"teacher": str(options.teacher), "data": str(options.data), "data.corpus": str(options.corpus)}
+    settings |= {"task.max_length": 64, "output": tempfile.mkdtemp(), "export": [], **small, **changes}
+    if "general" not in stage_name:
+        settings.pop("data.corpus")
+    if method == "tinybert" and "general" not in stage_name:
+        settings["stages.general"] = None
+    with steps_of(method, stage_name, settings, options.batches) as steps:
+        times = median_times(options.rounds, [steps.teach, steps.plain, steps.system], steps.batches)
     ratios = times[2] / (times[0] + times[1])
     low, high = np.quantile(ratios, [0.05, 0.95])
     return {

@@ -1,7 +1,8 @@
 """Limbeck against other ways to distil a classifier, each a whole run, in one interleaved run: A B C A B C ...
 
     python benchmarks/peers.py --teacher TEACHER --data TABLE --test TABLE [--language MODEL --text TEXT]
-                               [--cases classification tinybert labelling masked-lm] [--rounds 5]
+                               [--regressor TEACHER --pairs TRAIN TEST]
+                               [--cases classification tinybert labelling pairs masked-lm] [--rounds 5]
 
 Same teacher, student (half of the teacher's layers), texts, batch size and epochs on every side; each round has its own
 seed, and each side's student is judged on TEST, in float32. Limbeck's time holds tokenising, asking the teacher once,
@@ -14,6 +15,9 @@ where nothing else is said, which is what they do by themselves. What it is meas
   checkpoint per epoch.
 - `textbrewer, longest`: the same with padding per batch, which that notebook does not show.
 - `floor`, of labelling: the teacher's bare forward pass on ready tensors, texts sorted by length.
+- `sentence-transformers`, of pairs: its recipe for cross-encoders: the teacher's scores of all pairs, then its trainer
+  with `MSELoss`, in bfloat16 where the machine has it, as its examples do. TEACHER scores a pair by one number, and the
+  tables have pairs in `sentence1` and `sentence2`, and a `score`; judged by Spearman's correlation.
 - `distilbert's loop`, of masked-lm: see peer_distilbert.py; MODEL fills in masked words, TEXT is plain text.
 
 In `tinybert` the student learns embeddings, attention and hidden states, by TextBrewer's `hidden_mse` and
@@ -36,17 +40,22 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from intervals import interval, ratios
+from scipy.stats import spearmanr
+from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import MSELoss
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, get_linear_schedule_with_warmup
 
 from limbeck import hardware, recipe
-from limbeck.checkpoints import Checkpoint
+from limbeck.checkpoints import Checkpoint, open_for
 from limbeck.folder import RunFolder
 from limbeck.preparing import Prepared, prepare
 from limbeck.run import ask_teacher, train
 from limbeck.tasks.text import model_inputs
 from limbeck.teachers import HuggingFaceModel
+from limbeck.training.checkpointing import save_model
 
 RESULTS = Path("benchmarks/results/peers.json")
 BATCH, EPOCHS, RATE, TEMPERATURE, SOFT = 16, 3, 1e-4, 2.0, 0.9  # the demo's
@@ -236,6 +245,55 @@ def labelling(options: argparse.Namespace) -> dict[str, Side]:
     return {"limbeck": ask, "floor": floor}
 
 
+def table_of_pairs(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of that case."""
+    data = {"data.train": options.pairs[0], "data.test": options.pairs[1], "data": None}
+    return {"teacher": options.regressor, "task": "regression", "data.label": "score", **data}
+
+
+def pairs(options: argparse.Namespace) -> dict[str, Side]:
+    """A regressor of pairs, of another one's scores."""
+    table = table_of_pairs(options)
+
+    def cross_encoder(folder: str, seed: int) -> tuple[float, Checkpoint]:
+        _, ready = ready_for("hinton", options, f"{folder}/unused", seed, **table)
+        able = hardware.pick_precision() == "bfloat16"
+        models = []
+        for name, model in (("teacher", ready.teachers[0]), ("student", ready.student)):
+            save_model(model, Path(folder, name))
+            models.append(CrossEncoder(f"{folder}/{name}", num_labels=1, device=hardware.device().type))
+        teacher, student = models
+        started = time.perf_counter()
+        parts = []
+        for part in (ready.splits.train, ready.splits.validation):
+            both = {name: part[name][:] for name in ("text", "text_pair")}
+            scores = teacher.predict(list(zip(*both.values(), strict=True)), activation_fn=nn.Identity())
+            parts.append(Dataset.from_dict({**both, "label": scores.tolist()}))
+        arguments = CrossEncoderTrainingArguments(
+            output_dir=folder,
+            num_train_epochs=EPOCHS,
+            per_device_train_batch_size=BATCH,
+            per_device_eval_batch_size=BATCH,
+            learning_rate=RATE,
+            warmup_steps=0.1,
+            bf16=able,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=hardware.device().type == "cpu",
+            seed=seed,
+        )
+        CrossEncoderTrainer(
+            model=student, args=arguments, train_dataset=parts[0], eval_dataset=parts[1], loss=MSELoss(student)
+        ).train()
+        seconds = time.perf_counter() - started
+        student.save_pretrained(f"{folder}/trained")
+        return seconds, open_for(ready.task, f"{folder}/trained")
+
+    return {"limbeck": limbeck("hinton", options, **table), "sentence-transformers": cross_encoder}
+
+
 def masked_lm(options: argparse.Namespace) -> dict[str, Side]:
     """The stage on plain text, an epoch of it."""
 
@@ -272,12 +330,13 @@ def masked_lm(options: argparse.Namespace) -> dict[str, Side]:
     return {"limbeck": ours, "distilbert's loop": loop}
 
 
-def accuracy(student: Checkpoint, options: argparse.Namespace, folder: str) -> float:
-    """Of a side's student on the test table."""
-    _, ready = ready_for("hinton", options, folder, 0, **{"data.test": options.test})
-    model = HuggingFaceModel(student, ready.task)
-    said = ready.task.predict(model.ask(ready.splits.test).logits)
-    return float((said == ready.splits.test["label"][:]).mean())
+def quality(case: str, student: Checkpoint, options: argparse.Namespace, folder: str) -> float:
+    """Of a side's student on the test table: accuracy, of pairs Spearman's correlation."""
+    table = table_of_pairs(options) if case == "pairs" else {"data.test": options.test}
+    _, ready = ready_for("hinton", options, folder, 0, **table)
+    said = ready.task.predict(HuggingFaceModel(student, ready.task).ask(ready.splits.test).logits)
+    labels = ready.splits.test["label"][:]
+    return float(spearmanr(said, labels).statistic if case == "pairs" else (said == labels).mean())
 
 
 def sides_of(case: str, options: argparse.Namespace) -> dict[str, Side]:
@@ -286,6 +345,8 @@ def sides_of(case: str, options: argparse.Namespace) -> dict[str, Side]:
         return labelling(options)
     if case == "masked-lm":
         return masked_lm(options)
+    if case == "pairs":
+        return pairs(options)
     if case == "classification":
         able = hardware.pick_precision() == "bfloat16"
         return {
@@ -310,7 +371,9 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--language", help="a masked language model, for masked-lm")
     parser.add_argument("--text", help="plain text, for masked-lm")
-    known = ["classification", "tinybert", "labelling", "masked-lm"]
+    parser.add_argument("--regressor", help="a teacher that scores pairs, for pairs")
+    parser.add_argument("--pairs", nargs=2, metavar=("TRAIN", "TEST"), help="its tables")
+    known = ["classification", "tinybert", "labelling", "pairs", "masked-lm"]
     parser.add_argument("--cases", nargs="+", choices=known, default=known[:3])
     parser.add_argument("--examples", type=int, default=800)
     parser.add_argument("--layers", type=int, default=3)
@@ -326,13 +389,15 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     took, student = run(f"{folder}/run", turn)
                     seconds[name].append(took)
-                    if student is not None and case == "classification":
-                        right[name].append(accuracy(student, options, f"{folder}/judged"))
+                    if student is not None and case in ("classification", "pairs"):
+                        right[name].append(quality(case, student, options, f"{folder}/judged"))
                 print(f"{case}, round {turn + 1}: {name} {took:.1f} s, {right[name][-1:]}", flush=True)
         bare = hardware.pick_precision() == "float32"
         found[f"{case}, float32" if bare else case] = {
             "machine": hardware.describe(),
-            "versions": {name: hardware.version(name) for name in ("textbrewer", "transformers")},
+            "versions": {
+                name: hardware.version(name) for name in ("textbrewer", "transformers", "sentence-transformers")
+            },
             "examples": options.examples,
             "epochs": 1 if case == "masked-lm" else EPOCHS,
             "batch_size": BATCH,

@@ -3,9 +3,10 @@
     python benchmarks/processes.py --teacher TEACHER --data TRAIN DEV TEST [--examples 2048] [--rounds 5] [--ray 16384]
 
 TEACHER is a fine-tuned classifier, TRAIN a labelled table. The global batch is 64 on both sides, so that they do the
-same updates. Times are those that a run itself takes: asking the teacher, and training without what comes before and
-after. Ray's are of labelling alone, of `--ray` examples (texts again and again, numbered): its workers start once,
-which is told apart by labelling a quarter of them, too. Run it on a quiet machine of two cores or more. Writes
+same updates. Times are those that a run itself takes: asking the teacher, and training, with a validation and a
+checkpoint, which a quarter of the examples has, too: what is beyond it is updates alone. Ray's are of labelling alone,
+of `--ray` examples (texts again and again, numbered); its workers start once, which is told apart in the same
+way. Run it on a quiet machine of two cores or more. Writes
 benchmarks/results/processes.json.
 """
 
@@ -63,6 +64,37 @@ def whole_run(table: Path, options: argparse.Namespace, processes: int) -> dict[
     return {"labelling": asked(said), "training": sum(metrics["training"]["student"]["seconds"].values())}
 
 
+def several(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Whole runs of one process and of two, of all examples and of a quarter."""
+    sizes = (options.examples // 4, options.examples)
+    tables = {size: repeated(options.data[0], size, folder) for size in sizes}
+    took: dict[int, dict[int, list[dict[str, float]]]] = {n: {size: [] for size in sizes} for n in (1, 2)}
+    for turn in range(options.rounds):
+        for processes, by_size in took.items():
+            for size, runs in by_size.items():
+                runs.append(whole_run(tables[size], options, processes))
+                print(f"round {turn + 1}: {processes} processes, {size} examples, {runs[-1]}", flush=True)
+
+    def seconds(name: str, processes: int) -> list[float]:
+        return [run[name] for run in took[processes][options.examples]]
+
+    def beyond(processes: int) -> list[float]:
+        few, many = (took[processes][size] for size in sizes)
+        return [b["training"] - a["training"] for a, b in zip(few, many, strict=True)]
+
+    return {
+        "machine": hardware.describe(),
+        "examples": options.examples,
+        "rounds": options.rounds,
+        "seconds": took,
+        "times": {
+            "labelling": ratios(seconds("labelling", 1), seconds("labelling", 2)),
+            "training": ratios(seconds("training", 1), seconds("training", 2)),
+            "training, updates alone": ratios(beyond(1), beyond(2)),
+        },
+    }
+
+
 def label(table: Path, options: argparse.Namespace, how: str) -> float:
     """Seconds of labelling alone."""
     with tempfile.TemporaryDirectory() as folder:
@@ -96,23 +128,8 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        table = repeated(options.data[0], options.examples, folder)
-        took: dict[int, list[dict[str, float]]] = {1: [], 2: []}
-        for turn in range(options.rounds):
-            for processes, runs in took.items():
-                runs.append(whole_run(table, options, processes))
-                print(f"round {turn + 1}: {processes} processes, {runs[-1]}", flush=True)
         if options.rounds:
-            found["processes"] = {
-                "machine": hardware.describe(),
-                "examples": options.examples,
-                "rounds": options.rounds,
-                "seconds": took,
-                "times": {
-                    name: ratios([run[name] for run in took[1]], [run[name] for run in took[2]])
-                    for name in ("labelling", "training")
-                },
-            }
+            found["processes"] = several(options, folder)
         if options.ray:
             sizes = (options.ray // 4, options.ray)
             tables = {size: repeated(options.data[0], size, folder) for size in sizes}

@@ -245,8 +245,8 @@ def peers(found: dict[str, Any]) -> str:
             rows.append([case, name, *cells])
     machines = dict.fromkeys(machine(each) for each in found["cases"].values())
     note = (
-        "Medians and extremes over the rounds of one interleaved run for each case; accuracy in points, with 95 % t "
-        f"intervals over the rounds, each with a seed of its own. On {'; '.join(machines)}, by "
+        "Medians and extremes over the rounds of one interleaved run for each case; accuracy in points (of pairs "
+        "Spearman's correlation times 100), with 95 % t intervals over the rounds, each with a seed of its own. On {'; '.join(machines)}, by "
     )
     return _markdown(rows) + f"\n\n{note}`python benchmarks/peers.py`."
 
@@ -274,6 +274,32 @@ def processes(found: dict[str, Any]) -> str:
         f"{'; '.join(dict.fromkeys(machines))}, by "
     )
     return _markdown(rows) + f"\n\n{note}`python benchmarks/processes.py`."
+
+
+def overhead(found: dict[str, Any]) -> str:
+    """An update's time above the floor, and where it goes."""
+    parts = list(next(iter(found["batches"].values()))["shares"])
+    rows = [["batches of", "an update", "above the floor", *parts]]
+    for batch, each in found["batches"].items():
+        above = _range({name: 100 * value for name, value in each["above the floor"].items()}, " %")
+        shares = [f"{100 * each['shares'][name]:.1f} %" for name in parts]
+        rows.append([batch, f"{each['milliseconds']:.0f} ms", above, *shares])
+    note = f"Medians and extremes over {found['rounds']} runs of 30 updates. On {machine(found)}, by "
+    return _markdown(rows) + f"\n\n{note}`python benchmarks/overhead.py`."
+
+
+def gpu(found: dict[str, Any]) -> str:
+    """What each device gets out of each path."""
+    rows = [["device", "case", "path", "tokens per second", "of the roofline", "peak memory"]]
+    notes = []
+    for device, each in found.items():
+        notes.append(f"{device}: {each['date']}, {each['batch']} texts of {each['length']} tokens")
+        for case, paths in each["cases"].items():
+            for path, figures in paths.items():
+                peak = figures["peak bytes"]
+                cells = [f"{figures['tokens per second']:,.0f}", f"{100 * figures['of the roofline']:.0f} %"]
+                rows.append([device, case, path, *cells, "" if peak is None else f"{peak / 1e6:,.0f} MB"])
+    return _markdown(rows) + f"\n\n{'; '.join(notes)}. By `python benchmarks/gpu.py`."
 
 
 def _inverse(ratio: dict[str, float]) -> dict[str, float]:
@@ -332,6 +358,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "peers": peers,
     "plan": plan,
     "processes": processes,
+    "overhead": overhead,
+    "gpu": gpu,
     "stores": stores,
 }
 FILES = {

@@ -246,7 +246,8 @@ def peers(found: dict[str, Any]) -> str:
     machines = dict.fromkeys(machine(each) for each in found["cases"].values())
     note = (
         "Medians and extremes over the rounds of one interleaved run for each case; accuracy in points (of pairs "
-        "Spearman's correlation times 100), with 95 % t intervals over the rounds, each with a seed of its own. On {'; '.join(machines)}, by "
+        "Spearman's correlation times 100), with 95 % t intervals over the rounds, each with a seed of its own. On "
+        f"{'; '.join(machines)}, by "
     )
     return _markdown(rows) + f"\n\n{note}`python benchmarks/peers.py`."
 

@@ -517,3 +517,17 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def texts() -> Dataset:
     """As many texts as make five such shards."""
     return Dataset.from_list([{"text": row["text"]} for row in make_reviews(STORED_ROWS, seed=3)])
+
+
+def killed_after(step: int) -> str:
+    """The beginning of a script whose training ends as by a kill, once a checkpoint of this step is written."""
+    return (
+        "import os\n"
+        "from limbeck.training.checkpointing import Clock\n"
+        "saved = Clock.on_save\n"
+        "def on_save(self, args, state, control, **kwargs):\n"
+        "    saved(self, args, state, control, **kwargs)\n"
+        f"    if state.global_step >= {step}:\n"
+        "        os._exit(9)\n"
+        "Clock.on_save = on_save\n"
+    )

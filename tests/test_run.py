@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import LABELS, make_reviews, make_tokenizer, save_model, write_csv
+from conftest import LABELS, killed_after, make_reviews, make_tokenizer, save_model, write_csv
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file, save_file
 
@@ -247,18 +247,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "baseline=false", "export=[]", "seed=3",
              *quick, "evaluation.resamples=100", "evaluation.speed=false"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    dying = (
-        "import os, sys\n"
-        "from limbeck.cli import main\n"
-        "from limbeck.training.checkpointing import Clock\n"
-        "saved = Clock.on_save\n"
-        "def on_save(self, args, state, control, **kwargs):\n"
-        "    saved(self, args, state, control, **kwargs)\n"
-        "    if state.global_step >= 10:\n"
-        "        os._exit(9)\n"
-        "Clock.on_save = on_save\n"
-        "main()\n"
-    )
+    dying = killed_after(10) + "from limbeck.cli import main\nmain()\n"
     (tmp_path / "dying.py").write_text(dying)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     two = [*launch, str(tmp_path / "dying.py"), *words, f"output={tmp_path}/two", "training.batch_size=8"]

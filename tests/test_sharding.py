@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_causal, make_chat_tokenizer, make_model
+from conftest import killed_after, make_causal, make_chat_tokenizer, make_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -31,15 +31,6 @@ SAME = [
     "evaluation.resamples=100",
     "evaluation.speed=false",
 ]
-KILLED = """
-import os
-from limbeck.training.checkpointing import Clock
-saved = Clock.on_save
-def on_save(self, args, state, control, **kwargs):
-    saved(self, args, state, control, **kwargs)
-    os._exit(9)
-Clock.on_save = on_save
-"""
 
 
 def split_run(layer: str, *words: str, before: str = "", folder: Path) -> subprocess.CompletedProcess[str]:
@@ -76,7 +67,7 @@ def differ(one: Path, other: Path) -> float:
 def test_a_split_student_that_was_killed_is_that_of_one_process(tmp_path, tiny_teacher_dir, reviews_csv, command):
     words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", *SAME]
     two = [*words, "training.batch_size=8", f"output={tmp_path / 'two'}"]
-    assert split_run("BertLayer", *two, before=KILLED, folder=tmp_path).returncode != 0
+    assert split_run("BertLayer", *two, before=killed_after(1), folder=tmp_path).returncode != 0
     assert list((tmp_path / "two").rglob("checkpoint-*/pytorch_model_fsdp_0/.metadata"))
     code, printed = command(*words, "training.batch_size=16", f"output={tmp_path / 'two'}")
     assert code == 2

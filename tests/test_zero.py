@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_causal, make_chat_tokenizer
+from conftest import killed_after, make_causal, make_chat_tokenizer
 from safetensors.torch import load_file
-from test_sharding import KILLED, SAME, UNUSED, differ
+from test_sharding import SAME, UNUSED, differ
 from transformers import AutoModelForCausalLM
 
 from limbeck import extras
@@ -59,7 +59,7 @@ def test_a_student_that_was_killed_is_that_of_one_process(tmp_path, tiny_teacher
     words += ["training.schedule=constant"]
     two = [*words, "training.batch_size=4", "training.gradient_accumulation=2", f"output={tmp_path / 'two'}"]
     own = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": file}
-    assert zero_run(*two, before=KILLED, folder=tmp_path, **own).returncode != 0
+    assert zero_run(*two, before=killed_after(1), folder=tmp_path, **own).returncode != 0
     assert list((tmp_path / "two").rglob("checkpoint-*/global_step*/*_optim_states.pt"))
     whole = [*words, "training.batch_size=16", f"output={tmp_path / 'two'}"]
     code, printed = command(*whole)

@@ -11,11 +11,12 @@ model of the shape of SmolLM2-135M with half of its layers; texts are random wor
 - `tinybert`: an update on embeddings, attention and hidden states, beside the teacher's forward pass and the student
   alone.
 - `language model`: an update of the student alone over the whole vocabulary, Limbeck's from stored words, and that with
-  Liger's kernels where they are installed.
+  Liger's kernels where they are installed: they replace an architecture's code, so that this one is not in turn.
 
 The roofline is what a product of two large square matrices reaches here in the run's precision; the work is that which
-PyTorch counts in the path's plain form, the same for all paths of a case. Medians over rounds, in turn. `--tiny` tries
-the script on small models. Writes benchmarks/results/gpu.json, a place for each device.
+PyTorch counts in the path's plain form, the same for all paths of a case. Memory is what an update takes at its most,
+beyond models and moments. Medians over rounds, in turn. Texts have most of the words, so that all rows of the embeddings
+are trained on every side. `--tiny` tries the script on small models. Writes benchmarks/results/gpu.json, a place for each device.
 """
 
 from __future__ import annotations

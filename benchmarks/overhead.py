@@ -28,7 +28,7 @@ def profile(options: argparse.Namespace, batch: int, seed: int, folder: str) -> 
     train, dev, test = options.data
     output = f"{folder}/{batch}-{seed}"
     words = ["distill", "--profile", "hinton", f"teacher={options.teacher}", f"data.train={train}", f"seed={seed}"]
-    words += [f"data.validation={dev}", f"data.test={test}", "student.layers=3", f"training.batch_size={batch}"]
+    words += [f"data.validation={dev}", f"data.test={test}", "student.layers=half", f"training.batch_size={batch}"]
     words += ["training.epochs=1", "training.checkpoint_steps=100000", "task.max_length=64", "baseline=false"]
     words += ["export=[]", "evaluation.speed=false", "evaluation.teacher=false", "evaluation.resamples=100"]
     words += [f"knowledge={folder}/knowledge", f"output={output}"]

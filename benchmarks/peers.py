@@ -267,7 +267,8 @@ def pairs(options: argparse.Namespace) -> dict[str, Side]:
         parts = []
         for part in (ready.splits.train, ready.splits.validation):
             both = {name: part[name][:] for name in ("text", "text_pair")}
-            scores = teacher.predict(list(zip(*both.values(), strict=True)), activation_fn=nn.Identity())
+            with hardware.autocast("bfloat16" if able else "float32"):
+                scores = teacher.predict(list(zip(*both.values(), strict=True)), activation_fn=nn.Identity())
             parts.append(Dataset.from_dict({**both, "label": scores.tolist()}))
         arguments = CrossEncoderTrainingArguments(
             output_dir=folder,

@@ -285,7 +285,10 @@ def overhead(found: dict[str, Any]) -> str:
         above = _range({name: 100 * value for name, value in each["above the floor"].items()}, " %")
         shares = [f"{100 * each['shares'][name]:.1f} %" for name in parts]
         rows.append([batch, f"{each['milliseconds']:.0f} ms", above, *shares])
-    note = f"Medians and extremes over {found['rounds']} runs of 30 updates. On {machine(found)}, by "
+    note = (
+        f"Medians and extremes over {found['rounds']} runs of 30 updates; shares are of 20 more, under PyTorch's "
+        f"profiler. On {machine(found)}, by "
+    )
     return _markdown(rows) + f"\n\n{note}`python benchmarks/overhead.py`."
 
 

@@ -135,8 +135,9 @@ def main(folder: Path) -> None:
     for batch_size, accumulation in ((4, 1), (2, 2)):
         gradient, history = capture_gradient(folder / "trainer", batch_size, accumulation)
         torch.save({"gradient": gradient, "history": history}, folder / f"{batch_size}x{accumulation}-{rank}.pt")
-    gradient, _ = capture_gradient(folder / "trainer", 4, 1, bf16=True)
-    torch.save(gradient, folder / f"bfloat16-{rank}.pt")
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        gradient, _ = capture_gradient(folder / "trainer", batch_size, accumulation, bf16=True)
+        torch.save(gradient, folder / f"bfloat16-{batch_size}x{accumulation}-{rank}.pt")
     train_on_eight(folder, 4)
     torch.distributed.destroy_process_group()
 

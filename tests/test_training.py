@@ -118,8 +118,8 @@ def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path, monk
                 assert found["history"][0][term] == pytest.approx(history[0][term], rel=1e-5), (name, rank, term)
     here, _ = capture_gradient(tmp_path / "here", 8, 1, bf16=True)
     largest = max(tensor.abs().max().item() for tensor in exact.values())
-    for rank in (0, 1):  # exchanged in bfloat16, in which autocast computed them
-        found = torch.load(tmp_path / "two" / f"bfloat16-{rank}.pt")
+    for name in ("4x1-0", "4x1-1", "2x2-0", "2x2-1"):  # exchanged in bfloat16, in which autocast computed them
+        found = torch.load(tmp_path / "two" / f"bfloat16-{name}.pt")
         assert all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in found.values())
         assert distance(found, here) < 0.01 * largest
     one, two = (

@@ -25,7 +25,6 @@ FILE = {
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
-    "bf16": {"enabled": "auto"},
 }
 
 
@@ -56,7 +55,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_student_that_was_killed_is_that_of_one_process(tmp_path, tiny_teacher_dir, reviews_csv, command, file):
     words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", *SAME, "training.max_grad_norm=0.1"]
-    words += ["training.schedule=constant"]
+    words += ["training.schedule=constant", "training.patience=9"]  # so that the best checkpoint is taken at the end
     two = [*words, "training.batch_size=4", "training.gradient_accumulation=2", f"output={tmp_path / 'two'}"]
     own = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": file}
     assert zero_run(*two, before=killed_after(1), folder=tmp_path, **own).returncode != 0
@@ -76,7 +75,8 @@ def test_stages_on_layers_are_learnt_one_after_the_other(tmp_path, tiny_teacher_
     words = ["distill", "tinybert", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "stages.general=null", *SAME]
     words += ["student.shape={num_hidden_layers: 2, hidden_size: 16, intermediate_size: 32}"]
     words += ["training.weight_decay=0"]  # of the head, too, which the first stage does not reach, as with FSDP
-    zero_run(*words, "training.batch_size=8", f"output={tmp_path / 'two'}", folder=tmp_path)
+    two = [*words, "training.batch_size=8", f"output={tmp_path / 'two'}", "--profile"]
+    zero_run(*two, folder=tmp_path, ACCELERATE_DEEPSPEED_ZERO_STAGE="1")
     assert command(*words, "training.batch_size=16", f"output={tmp_path / 'one'}")[0] == 0
     assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
     assert not [name for name in load_file(tmp_path / "two" / "student" / "model.safetensors") if "limbeck" in name]
@@ -92,8 +92,11 @@ def test_words_are_learnt_with_a_tied_head(precision, tmp_path, corpus_txt, comm
     words += [f"training.precision={precision}"]
     zero_run(*words, "training.batch_size=4", f"output={tmp_path / 'two'}", folder=tmp_path)
     assert command(*words, "training.batch_size=8", f"output={tmp_path / 'one'}")[0] == 0
-    # In bfloat16 DeepSpeed's model is all of it, autocast's but its products; the weights that are kept are float32.
-    assert differ(tmp_path / "one", tmp_path / "two") < (1e-5 if precision == "float32" else 0.02)
+    assert (
+        command(*words, "training.batch_size=8", "training.learning_rate=1e-9", f"output={tmp_path / 'start'}")[0] == 0
+    )
+    moved = differ(tmp_path / "start", tmp_path / "one")
+    assert differ(tmp_path / "one", tmp_path / "two") < (1e-5 if precision == "float32" else 0.2 * moved)
     saved = load_file(tmp_path / "two" / "student" / "model.safetensors")
     assert {str(weight.dtype) for weight in saved.values()} == {"torch.float32"}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "student")
@@ -104,9 +107,14 @@ def test_words_are_learnt_with_a_tied_head(precision, tmp_path, corpus_txt, comm
     ("said", "changes", "refused"),
     [
         ({"zero_optimization": {"stage": 3}}, {}, "asks for stage 3 of DeepSpeed's ZeRO, and training takes 1 and 2"),
-        ({"optimizer": {"type": "Adam"}}, {}, "has optimizer: {'type': 'Adam'}, which the recipe says"),
-        ({"train_micro_batch_size_per_gpu": 4}, {}, "has train_micro_batch_size_per_gpu: 4, which the recipe says"),
-        ({"gradient_clipping": 0.5}, {}, "clips gradients at 0.5, stage distill at 1; give training.max_grad_norm=0.5"),
+        ({"zero_optimization": {}}, {}, "asks for stage 0 of DeepSpeed's ZeRO"),
+        ({"zero_optimization": {"stage": "auto"}}, {}, "asks for stage auto of DeepSpeed's ZeRO"),
+        ({"optimizer": {"type": "Adam"}}, {}, "has {'type': 'Adam'} for optimizer, which the recipe says"),
+        ({"train_batch_size": 16}, {}, "has 16 for train_batch_size, which the recipe says (training.batch_size)"),
+        ({"train_micro_batch_size_per_gpu": 4}, {}, 'which the recipe says (training.batch_size); say "auto" there'),
+        ({"gradient_clipping": 0.5}, {}, "has 0.5 for gradient_clipping"),
+        ({"bf16": {"enabled": True}}, {}, "for bf16, which the recipe says (training.precision); leave it out there"),
+        ({}, {"training.precision": "float16"}, "stage distill trains in float16"),
         ({}, {"training.layer_drop": 0.5, "training.dropout": True}, "(training.layer_drop is 0.5), which DeepSpeed"),
         (None, {}, "DeepSpeed's configuration '"),
     ],
@@ -116,6 +124,7 @@ def test_what_deepspeed_cannot_do_here_is_refused(said, changes, refused, tmp_pa
     if said is not None:
         path.write_text(json.dumps(FILE | said))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
     made: dict[str, Any] = {**UNUSED, **changes}
     with pytest.raises(InputError) as error:
@@ -123,8 +132,21 @@ def test_what_deepspeed_cannot_do_here_is_refused(said, changes, refused, tmp_pa
     assert refused in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu"])
+def test_where_a_file_says_nothing_deepspeed_has_a_default_of_its_own(name, tmp_path, monkeypatch):
+    (tmp_path / "deepspeed.json").write_text(json.dumps({key: each for key, each in FILE.items() if key != name}))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "deepspeed.json"))
+    with pytest.raises(InputError, match=f"has nothing for {name}, which the recipe says"):
+        check_zero(load("hinton", UNUSED))
+    (tmp_path / "deepspeed.json").write_text(json.dumps(FILE | {"bf16": {"enabled": "auto"}}))
+    check_zero(load("hinton", UNUSED))
+
+
 def test_clipping_that_accelerate_asks_for_must_be_the_recipes(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "1.0")
     check_zero(load("hinton", UNUSED))
     with pytest.raises(InputError, match=r"clips gradients at 1\.0, stage distill at 0\.3"):

@@ -17,7 +17,7 @@ from limbeck.anatomy import layer_list
 from limbeck.errors import InputError
 from limbeck.progress import say
 from limbeck.recipe import Recipe
-from limbeck.zero import check_zero, full_weight, zero
+from limbeck.zero import check_zero, zero
 
 _OWN_WEIGHTS = ("q_norm", "disentangled_attention_bias")
 """Modules of a layer that its attention scores are computed with, besides queries and keys."""
@@ -122,15 +122,15 @@ def split(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def whole_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The trained weights of a model that FSDP or DeepSpeed split, whole, on the CPU, as precise as its updates.
+    """The weights of a model that FSDP split or DeepSpeed trained, whole, on the CPU.
 
     All processes must call it, and each has all of them.
     """
     model.tie_weights()  # a body that was split without its head has other parameters now
     named = model.state_dict(keep_vars=True)
-    found: dict[int, torch.Tensor | None] = {}  # one for all names of a weight: they stay tied
+    found: dict[int, torch.Tensor] = {}  # one for all names of a weight: they stay tied
     for weight in named.values():
         if id(weight) not in found:
-            whole = weight.full_tensor() if isinstance(weight, DTensor) else full_weight(weight)
-            found[id(weight)] = None if whole is None else whole.detach().cpu()
-    return {name: whole for name, weight in named.items() if (whole := found[id(weight)]) is not None}
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            found[id(weight)] = whole.detach().cpu()
+    return {name: found[id(weight)] for name, weight in named.items()}

@@ -39,8 +39,8 @@ class Profile(TrainerCallback):
 
     Args:
         path: the JSON file for it; PyTorch's trace goes beside it, for Chrome's or Perfetto's viewer.
-        floor: makes what takes a batch through the student alone, as an update; none where that would compute a whole
-            vocabulary, which training does not.
+        floor: makes what takes an update's batches through the student alone; none where that would compute a whole
+            vocabulary, which training does not, or where the student is split.
     """
 
     def __init__(self, path: Path, floor: Callable[[], Callable[[Any], None]] | None) -> None:
@@ -149,8 +149,7 @@ class Profile(TrainerCallback):
         with torch.random.fork_rng():  # the copy's dropout takes nothing from the training's
             self._run = self._run or self.floor()
             started = time.perf_counter()
-            for batch in self._batches:
-                self._run(batch)
+            self._run(self._batches)
             _synchronise()
             return time.perf_counter() - started
 
@@ -160,12 +159,13 @@ def student_alone(model: nn.Module, inputs: Callable[[Any], dict[str, Any]], aut
     own = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW([p for p in own.parameters() if p.requires_grad], lr=rate, fused=True)
 
-    def run(batch: Any) -> None:  # noqa: ANN401
-        with autocast():
-            output = own(**inputs(batch))
-            logits = output.logits if getattr(output, "logits", None) is not None else output[0]
-            loss = logits.float().square().mean()
-        loss.backward()
+    def run(batches: list[Any]) -> None:
+        for batch in batches:
+            with autocast():
+                output = own(**inputs(batch))
+                logits = output.logits if getattr(output, "logits", None) is not None else output[0]
+                loss = logits.float().square().mean()
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(own.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -40,7 +40,7 @@ from limbeck.training.planning import wanted_of
 from limbeck.training.profiling import Profile, student_alone
 from limbeck.training.trained_rows import Decay, trained_rows
 from limbeck.training.trainer import DistillationTrainer
-from limbeck.zero import written_by_zero, zero
+from limbeck.zero import computed_in, written_by_zero, zero
 
 TERMS_MODULE = "limbeck_terms"
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -145,7 +145,7 @@ def _run_phase(
     finally:
         lesson.close()
     if unsplit is not None:  # what is split stays so; what follows needs it whole
-        unsplit.load_state_dict(whole_weights(checkpoint.model), strict=False)
+        unsplit.load_state_dict(whole_weights(checkpoint.model))
         checkpoint = Checkpoint(unsplit, checkpoint.processor, checkpoint.name)
     group = hardware.processes()
     if group.is_main_process:
@@ -202,6 +202,7 @@ def as_trained(lesson: Lesson, phase: Phase, training: Training) -> Iterator[Dec
     with (
         fused_kernels(model, _kernels(lesson)),
         unprepared(model),
+        computed_in(model, hardware.pick_precision(training.precision)),
         extra_weights(model, lesson.terms),
         only_layer(model, phase.only),
         drop_layers(model, training.layer_drop),
@@ -239,6 +240,7 @@ def trainer_for(
         words=lesson.words,
         own_answers=lesson.own_answers,
         dropout=training.dropout,
+        precision=hardware.pick_precision(training.precision),
         profile=_profile(lesson, recipe, training, workplace) if recipe.profile else None,
         eval_collator=lesson.watch or lesson.collate(lambda: 0),  # a validation's masks are the same every time
         model=lesson.model,
@@ -361,7 +363,7 @@ def _arguments(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=precision == "bfloat16",
+        bf16=precision == "bfloat16" and not zero(),  # see `computed_in`
         fp16=precision == "float16",
         use_cpu=hardware.device().type == "cpu",
         train_sampling_strategy="group_by_length",

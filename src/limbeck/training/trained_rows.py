@@ -39,7 +39,7 @@ class TrainedRows(nn.Module):
         places[rows] = torch.arange(len(rows), device=full.device)
         # Frozen parameters and not buffers, which DistributedDataParallel would send around in every step.
         self.others = nn.Parameter(full.clone(), requires_grad=False)
-        self.decayed = nn.Parameter(torch.ones(1, device=full.device), requires_grad=False)
+        self.decayed = nn.Parameter(torch.ones((), device=full.device), requires_grad=False)
         self.places = nn.Parameter(places, requires_grad=False)
         padding = table.padding_idx
         self.padding_idx = None if padding is None else max(int(places[padding]), 0)

@@ -53,10 +53,10 @@ class LengthGroupedByEpoch(LengthGroupedSampler):
 
 
 class ExchangeInBfloat16(DistributedDataParallelKwargs):
-    """Has processes tell each other their gradients in bfloat16.
+    """Has processes on CPUs tell each other their gradients in bfloat16, in which autocast computes.
 
-    Autocast's products leave nothing behind it in a gradient, so that half of the bytes say as much. PyTorch keeps its
-    own hook by that name from processes on CPUs.
+    Who sends takes a core from who computes. A product's gradient is in bfloat16 anyway; that of embeddings and norms,
+    and a sum over micro-batches, is rounded to it once. PyTorch keeps its own hook by that name from CPUs.
     """
 
     def register_comm_hook(self, model: DistributedDataParallel) -> None:
@@ -78,6 +78,7 @@ class DistillationTrainer(Trainer):
             before it computes any.
         own_answers: makes batches of the student's own answers.
         dropout: whether the student's dropout is on.
+        precision: of a causal language model's head, which is no part of the model's own pass.
         eval_collator: makes a validation's batches; the training's own when not given.
         profile: of some of the updates.
         kwargs: `Trainer`'s own.
@@ -91,17 +92,19 @@ class DistillationTrainer(Trainer):
         words: WordsAt | StatesAt | None = None,
         own_answers: OwnAnswers | None = None,
         dropout: bool = True,
+        precision: str = "float32",
         eval_collator: Callable[..., Batch] | None = None,
         profile: Profile | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**kwargs)
         if self.accelerator.ddp_handler is not None:
-            kind = ExchangeInBfloat16 if self.args.bf16 else DistributedDataParallelKwargs
+            half = self.args.bf16 and hardware.device().type == "cpu"
+            kind = ExchangeInBfloat16 if half else DistributedDataParallelKwargs
             said = self.accelerator.ddp_handler.to_dict() | {"gradient_as_bucket_view": True}
             self.accelerator.ddp_handler = kind(**said)
         self.terms = list(terms)
-        self.source, self.words, self.dropout = source, words, dropout
+        self.source, self.words, self.dropout, self.precision = source, words, dropout, precision
         self.own_answers, self.profile = own_answers, profile
         if profile is not None:
             self.add_callback(profile)
@@ -270,7 +273,7 @@ class DistillationTrainer(Trainer):
                     inputs = self._with_advantages(inputs, states, source)
                 # Autocast ends with the model's own pass, and in float32 the head would be most of a GPU's work. Not in
                 # float16: it has no room for a mean's gradient, which nothing scales here.
-                with hardware.autocast("bfloat16" if self.args.bf16 else "float32"):
+                with hardware.autocast("bfloat16" if self.precision == "bfloat16" else "float32"):
                     each, some = over_vocabulary(terms, chosen, states, self.words.head, source, inputs)
                 for number, total in zip(at_words, each.unbind(), strict=True):
                     totals[number] = total

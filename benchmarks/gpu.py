@@ -15,8 +15,9 @@ model of the shape of SmolLM2-135M with half of its layers; texts are random wor
 
 The roofline is what a product of two large square matrices reaches here in the run's precision; the work is that which
 PyTorch counts in the path's plain form, the same for all paths of a case. Memory is what an update takes at its most,
-beyond models and moments. Medians over rounds, in turn. Texts have most of the words, so that all rows of the embeddings
-are trained on every side. `--tiny` tries the script on small models. Writes benchmarks/results/gpu.json, a place for each device.
+beyond models and moments. Medians over rounds, in turn. Texts have most of the words, so that all rows of the
+embeddings are trained on every side. `--tiny` tries the script on small models. Writes benchmarks/results/gpu.json, a
+place for each device.
 """
 
 from __future__ import annotations

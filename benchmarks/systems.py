@@ -90,6 +90,7 @@ def small_systems(copies: int, rate: float) -> dict[str, System]:
         "no teacher": System("hinton", [LABELS_ALONE, *passes({"distill": 2 * more}, rate)]),
         "soft targets": System("hinton", passes({"distill": 2 * more}, rate)),
         "soft targets, augmented": System("hinton", [*AUGMENTED, *passes({"distill": 2}, rate)]),
+        "soft targets, pre-trained": System("hinton", passes({"distill": 2 * more}, rate), "well-read"),
         "tinybert": System(
             "tinybert", [no_general, *AUGMENTED, *passes({"intermediate": 1, "prediction": 1}, rate)], "tinybert"
         ),

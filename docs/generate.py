@@ -204,7 +204,7 @@ SYSTEMS = {
         "tinybert without the general stage",
     ),
     "minilm": ("minilm", "minilmv2"),
-    "well-read": ("well-read",),
+    "well-read": ("well-read", "soft targets, pre-trained"),
     "layerdrop": ("layerdrop", "layerdrop without dropping"),
 }
 """The rows of benchmarks/systems.py that a page of docs/systems shows beside the controls."""

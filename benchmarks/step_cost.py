@@ -44,6 +44,7 @@ CAPTURE_ROUNDS = 30
 SMALL_SHAPE = {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distilbert": ("distilbert", "distill", {}),
+    "pkd-skip": ("pkd-skip", "distill", {"student": {"layers": 3}}),
     "tinybert, half the layers": ("tinybert", "intermediate", {"student": {"layers": 3}}),
     "tinybert, small": ("tinybert", "intermediate", {}),
     "tinybert, general": ("tinybert", "general", {}),

@@ -258,9 +258,18 @@ def test_the_recipes_are_the_papers() -> None:
     pretrain = load("distilbert-pretrain", base).stages[0].objectives
     assert (pretrain.soft_targets.weight, pretrain.masked_lm.weight, pretrain.hidden.weight) == (5, 2, 1)
     assert (pretrain.hidden.form, pretrain.hidden.layers, pretrain.soft_targets.temperature) == ("cosine", {-1: -1}, 2)
+    schedule = load("distilbert-pretrain", base).training
+    assert (schedule.learning_rate, schedule.warmup, schedule.weight_decay, schedule.max_grad_norm) == (
+        5e-4,
+        0.05,
+        0,
+        5,
+    )
     for name, layers in (("pkd-skip", "skip"), ("pkd-last", "last")):
-        hidden = stages[name]["distill"].objectives.hidden
-        assert (hidden.form, hidden.layers) == ("cls", layers)
+        patient = stages[name]["distill"].objectives
+        assert (patient.hidden.form, patient.hidden.layers, patient.hidden.weight) == ("cls", layers, 500)
+        soft = patient.soft_targets
+        assert (soft.weight, soft.temperature, patient.hard_labels.weight) == (0.7, 10, 0.3)
     tiny = stages["tinybert"]
     assert list(tiny) == ["general", "intermediate", "prediction"]
     for name in ("general", "intermediate"):
@@ -268,11 +277,16 @@ def test_the_recipes_are_the_papers() -> None:
         assert tiny[name].objectives.attention.form == "mse"
     assert tiny["prediction"].objectives.names == ["soft_targets"]
     assert tiny["prediction"].objectives.soft_targets.temperature == 1
+    assert [stage.training["epochs"] for stage in tiny.values()] == [3, 20, 3]
+    assert (tiny["intermediate"].training["schedule"], tiny["intermediate"].training["warmup"]) == ("constant", 0)
     mini = stages["minilm"]["general"].objectives
     assert (mini.attention.form, mini.attention.layers, mini.relations.of) == ("kl", {-1: -1}, ["values"])
     assert stages["minilmv2"]["general"].objectives.relations.of == ["queries", "keys", "values"]
     assert stages["minilmv2"]["general"].objectives.relations.heads == 48
+    rates = {name: stages[name]["general"].training["learning_rate"] for name in ("minilm", "minilmv2")}
+    assert rates == {"minilm": 3e-4, "minilmv2": 6e-4}
     mobile = stages["mobilebert"]
+    assert {mobile[name].training["learning_rate"] for name in ("transfer", "words")} == {1.5e-3}
     assert mobile["transfer"].progressive
     assert (mobile["words"].objectives.masked_lm.weight, mobile["words"].objectives.soft_targets.weight) == (0.5, 0.5)
     assert stages["layerdrop"]["pretrain"].training["layer_drop"] == 0.5

@@ -1,18 +1,22 @@
 """Every encoder system on real tasks with real teachers, at equal student and equal steps, over several seeds.
 
     python benchmarks/systems.py --data DATA --models MODELS [--groups half small] [--tasks sst2 mrpc] [--seeds 0 1 2]
+    python benchmarks/systems.py --data DATA --models MODELS --speed
 
 DATA holds `sst2/{train_sentences,dev,test}.tsv`, `mrpc/{train,dev,test}.tsv` and a plain-text corpus; MODELS holds
 pretrained encoders as folders (`minilm`: all-MiniLM-L6-v2, `mpnet`: all-mpnet-base-v2). Teachers are fine-tuned first.
 Runs that are finished are reused; the table is written anew after each one to benchmarks/results/systems.json, from
 which `make docs` fills docs/systems. Rows that this file has already and that are not asked for stay. What a step costs
-is measured by step_cost.py. Figures are of the published test split; nothing is chosen by it.
+is measured by step_cost.py. Figures are of the published test split; nothing is chosen by it. A row has the processor's
+time of its command, of all cores, which other work beside it does not change much: data, what was not yet asked of the
+teacher, training and judging. `--speed`, for a quiet machine, only times each shape of student beside its teacher.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -21,7 +25,8 @@ from typing import Any
 
 from intervals import interval
 
-from limbeck import hardware
+from limbeck import evaluate, hardware
+from limbeck.report.table import speed_up
 
 RESULTS = Path("benchmarks/results/systems.json")
 COMMON = ["export=[]", "evaluation.resamples=200", "evaluation.speed=false", "training.batch_size=32"]
@@ -190,7 +195,9 @@ def run(group: str, name: str, model: str, task: str, seed: int, options: argpar
         if any("LANGUAGE" in word for word in settings):
             language = str(language_model(model, "language", options))
             settings = [w.replace("LANGUAGE", language).replace("COPIES", str(options.copies)) for w in settings]
+        before = _processor_seconds()
         limbeck("distill", system.recipe, *words, *settings)
+        (folder / "processor.json").write_text(json.dumps(_processor_seconds() - before))
     metrics = json.loads((folder / "metrics.json").read_text())
     main = metrics["task"]["metric"]
     return {
@@ -200,7 +207,27 @@ def run(group: str, name: str, model: str, task: str, seed: int, options: argpar
         "agreement": metrics["student"]["fidelity"]["agreement"],
         "steps": sum(max(e["step"] for e in h) for h in metrics["training"]["student"]["history"].values()),
         **parameters(folder / "student"),
+        "processor seconds": json.loads(spent.read_text()) if (spent := folder / "processor.json").exists() else None,
     }
+
+
+def _processor_seconds() -> float:
+    """Of all commands that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def speeds(options: argparse.Namespace) -> dict[str, Any]:
+    """How many times as fast as its teacher a student of each shape is, one text at a time, on SST-2's test split."""
+    found: dict[str, Any] = {}
+    for group in options.groups:
+        for model in options.teachers:
+            students = sorted((options.output / f"{group}-{model}-sst2" / "soft-targets").glob("*/student"))
+            if students:
+                teacher, test = teacher_of(model, "sst2", options), str(options.data / TASKS["sst2"][2])
+                metrics = evaluate(str(students[0]), test, teacher=str(teacher), max_length=64, resamples=100)
+                found[f"{group}, {model}"] = {"times": speed_up(metrics, "student"), "machine": hardware.describe()}
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -220,6 +247,8 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             entry[name] = interval([mine[seed][name] for seed in entry["seeds"]])
         same = ("steps", "parameters", "outside the embeddings", "machine")
         entry |= {name: next(iter(mine.values()))[name] for name in same}
+        spent = [row["processor seconds"] for row in mine.values() if row.get("processor seconds")]
+        entry["processor seconds"] = interval(spent) if spent else None
         for control in ("no teacher", "soft targets"):
             other = of((*key[:3], control))
             both = sorted(set(mine) & set(other))
@@ -243,9 +272,15 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=3, help="altered copies of each training text")
     parser.add_argument("--general-epochs", type=float, default=1, help="passes over the plain text")
     parser.add_argument("--small-rate", type=float, default=3e-4, help="the small students' learning rate on the task")
+    parser.add_argument("--speed", action="store_true", help="time the students that are there, and stop")
     options = parser.parse_args()
     options.corpus = options.corpus or options.data / "wiki_squad_paragraphs" / "train.txt.gz"
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    result: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    if options.speed:
+        result["speed"] = result.get("speed", {}) | speeds(options)
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        return
+    rows: list[dict[str, Any]] = result["rows"]
     for group in options.groups:
         for model in options.teachers:
             for task in options.tasks:
@@ -258,7 +293,7 @@ def main() -> None:
                         rows = [row for row in rows if any(row[key] != value for key, value in place.items())]
                         rows.append(place | figures | {"machine": hardware.describe()})
                         RESULTS.parent.mkdir(exist_ok=True)
-                        result = {"copies": options.copies, "rows": rows, "table": table(rows)}
+                        result |= {"copies": options.copies, "rows": rows, "table": table(rows)}
                         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -218,31 +218,38 @@ def evidence(name: str) -> str:
     path = ROOT / "benchmarks/results/systems.json"
     found = json.loads(path.read_text("utf-8")) if path.exists() else {"table": []}
     lines: list[str] = []
+    note = "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed"
     mine = SYSTEMS.get(name, ())
     groups = dict.fromkeys((e["group"], e["model"], e["task"]) for e in found["table"] if e["system"] in mine)
     for group in groups:
         rows = [e for e in found["table"] if (e["group"], e["model"], e["task"]) == group]
         rows = [e for e in rows if e["system"] in (*CONTROLS, *mine)]
         teacher = rows[0]["teacher"]["mean"]
-        lines += [
-            f"**{group[2].upper()}, {TEACHERS[group[1]]} (accuracy {100 * teacher:.1f} %), {STUDENTS[group[0]]}**",
-            "",
-            "| | accuracy | kept | agrees with teacher | over no teacher | over soft targets "
-            "| parameters | steps | seeds |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
+        timed = any(entry.get("processor seconds") for entry in rows)
+        if timed and "processor" not in note:
+            note += "; the processor's time is that of the whole command"
+        header = ["", "accuracy", "kept", "agrees with teacher", "over no teacher", "over soft targets", "parameters"]
+        header += ["steps", *(["processor"] if timed else []), "seeds"]
+        table = [header]
         for entry in rows:
             cells = [tables.percent(entry[key]) for key in ("accuracy", "retention", "agreement")]
             cells += [_points(entry.get(f"over {control}")) for control in CONTROLS]
-            cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}", str(len(entry["seeds"]))]
-            lines.append(f"| {entry['system']} | {' | '.join(cells)} |")
+            cells += [f"{entry['parameters'] / 1e6:.1f}M", f"{entry['steps']:,}"]
+            spent = entry.get("processor seconds")
+            cells += ["" if spent is None else f"{spent['mean'] / 60:.0f} min"] if timed else []
+            table.append([entry["system"], *cells, str(len(entry["seeds"]))])
+        what = f"{TEACHERS[group[1]]} (accuracy {100 * teacher:.1f} %), {STUDENTS[group[0]]}"
+        lines += [f"**{group[2].upper()}, {what}**", "", tables.markdown(table)]
         runs = [r for r in found["rows"] if (r["group"], r["model"], r["task"]) == group]
         machines = dict.fromkeys(tables.machine(r) for r in runs if r["system"] in (*CONTROLS, *mine))
-        lines += ["", f"On {'; '.join(machines)}.", ""]
+        fast = found.get("speed", {}).get(f"{group[0]}, {group[1]}")
+        faster = (
+            f" The student is {fast['times']:.1f} times as fast as the teacher, one text at a time." if fast else ""
+        )
+        lines += ["", f"On {'; '.join(machines)}.{faster}", ""]
     if not lines:
         return "Not measured yet."
-    note = "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed. By "
-    return "\n".join([*lines, f"{note}`python benchmarks/systems.py`."])
+    return "\n".join([*lines, f"{note}. By `python benchmarks/systems.py`."])
 
 
 def costs() -> str:

@@ -37,7 +37,7 @@ def words(found: dict[str, Any]) -> str:
         f"intervals over batches. Teacher {found['teacher']}; {found['student']}. KL is that of all words from what is "
         "kept, the rest spread evenly, in nats a token. "
     )
-    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/words.py`."
+    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/words.py`."
 
 
 def students(found: dict[str, Any]) -> str:
@@ -64,7 +64,7 @@ def students(found: dict[str, Any]) -> str:
         f"one pass; {found['examples']} held-out examples. Means with 95 % t intervals over seeds, each with its own "
         "text. "
     )
-    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/language_students.py`."
+    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/language_students.py`."
 
 
 def label_rules(found: dict[str, Any]) -> str:
@@ -76,7 +76,7 @@ def label_rules(found: dict[str, Any]) -> str:
         cells = [percent(each[key]) for key in ("accuracy", "hard", "soft")]
         points = _points(each.get("over the plain student"))
         rows.append([each["model"], each["test"], each["use"], *cells, points])
-    return _markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/rules.py`."
+    return markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/rules.py`."
 
 
 def text_rules(found: dict[str, Any]) -> str:
@@ -91,12 +91,12 @@ def text_rules(found: dict[str, Any]) -> str:
         rate = f"{each['per second']:.2f}" if "per second" in each else ""
         rows.append([each["model"], each["way"], *cells, rate, f"{each['examples']:,}"])
     note = f"Answers end after {found['longest']} tokens; one that is cut there breaks the hard rule. "
-    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/rules.py`."
+    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/rules.py`."
 
 
 def benchmarks(found: dict[str, Any]) -> str:
     """The paper's four tables, ours beside them."""
-    parts = [f"**{title.capitalize()}**\n\n{_markdown(rows)}" for title, rows in found["tables"].items()]
+    parts = [f"**{title.capitalize()}**\n\n{markdown(rows)}" for title, rows in found["tables"].items()]
     settings = found["settings"]
     limit = "all" if settings["limit"] is None else f"{settings['limit']:,}"
     note = (
@@ -121,7 +121,7 @@ def peer_trl(found: dict[str, Any]) -> str:
             rows.append([side, *cells])
         options, told, versions = job["options"], job["job"], job["versions"]
         parts.append(
-            f"**{kind.capitalize()}**\n\n{_markdown(rows)}\n\n{told['student']['layers']} layers of "
+            f"**{kind.capitalize()}**\n\n{markdown(rows)}\n\n{told['student']['layers']} layers of "
             f"{told['teacher']['name']}, updates of {options['batch']} examples of up to {options['length']} tokens, "
             f"of which {told['predicted'] / sum(told['tokens']):.0%} are to be predicted; medians of "
             f"{options['rounds']} rounds of one interleaved run, ratios with their range. The losses of both sides "
@@ -144,7 +144,7 @@ def active(found: dict[str, Any]) -> str:
         f"from {found['student']}. {its['rounds']} rounds, {its['epochs']:g} epochs. Means over seeds with 95 % t "
         "intervals, differences in points, paired by seed. "
     )
-    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/active.py`."
+    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/active.py`."
 
 
 def api_calls(found: dict[str, Any]) -> str:
@@ -161,7 +161,7 @@ def api_calls(found: dict[str, Any]) -> str:
         "with or without Retry-After, 500, 503, an answer too late, cut off, torn, or none of the labels. *Fastest* is "
         f"all texts at its rate, as if none failed; one run took {100 * whole['over the fastest']:.1f} % longer. "
     )
-    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/api_calls.py`."
+    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/api_calls.py`."
 
 
 def images(part: str) -> Callable[[dict[str, Any]], str]:
@@ -181,7 +181,7 @@ def images(part: str) -> Callable[[dict[str, Any]], str]:
             its = found[part]
             note = f"{its['images']:,} images of CIFAR-10's first {its['classes']} classes, {its['epochs']:g} epochs. "
         note += "Test split; means over seeds with 95 % t intervals, differences in points, paired by seed. "
-        return _markdown(rows) + f"\n\n{note}On {machine(found[part])}, by `python benchmarks/images.py`."
+        return markdown(rows) + f"\n\n{note}On {machine(found[part])}, by `python benchmarks/images.py`."
 
     return table
 
@@ -207,7 +207,7 @@ def bilstm(found: dict[str, Any]) -> str:
         f"{found['copies']} copies of each. Every row keeps the checkpoint that was best on dev. Means over seeds with "
         "95 % t intervals, differences in points, paired by seed. "
     )
-    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/bilstm.py`."
+    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/bilstm.py`."
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -232,7 +232,7 @@ def tables(found: dict[str, Any]) -> str:
         f"Every row takes {found['steps']:,} steps. Means over {seeds} seeds, each with its own split or rows, with "
         "95 % t intervals; differences in points, paired by seed. "
     )
-    return _markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/tables.py`."
+    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/tables.py`."
 
 
 def peers(found: dict[str, Any]) -> str:
@@ -249,7 +249,7 @@ def peers(found: dict[str, Any]) -> str:
         "Spearman's correlation times 100), with 95 % t intervals over the rounds, each with a seed of its own. On "
         f"{'; '.join(machines)}, by "
     )
-    return _markdown(rows) + f"\n\n{note}`python benchmarks/peers.py`."
+    return markdown(rows) + f"\n\n{note}`python benchmarks/peers.py`."
 
 
 def processes(found: dict[str, Any]) -> str:
@@ -274,7 +274,7 @@ def processes(found: dict[str, Any]) -> str:
         "Processes and workers of one thread each, the same global batch; medians and extremes over rounds. On "
         f"{'; '.join(dict.fromkeys(machines))}, by "
     )
-    return _markdown(rows) + f"\n\n{note}`python benchmarks/processes.py`."
+    return markdown(rows) + f"\n\n{note}`python benchmarks/processes.py`."
 
 
 def overhead(found: dict[str, Any]) -> str:
@@ -289,7 +289,7 @@ def overhead(found: dict[str, Any]) -> str:
         f"Medians and extremes over {found['rounds']} runs of 30 updates; shares are of 20 more, under PyTorch's "
         f"profiler. On {machine(found)}, by "
     )
-    return _markdown(rows) + f"\n\n{note}`python benchmarks/overhead.py`."
+    return markdown(rows) + f"\n\n{note}`python benchmarks/overhead.py`."
 
 
 def gpu(found: dict[str, Any]) -> str:
@@ -303,7 +303,7 @@ def gpu(found: dict[str, Any]) -> str:
                 peak = figures["peak bytes"]
                 cells = [f"{figures['tokens per second']:,.0f}", f"{100 * figures['of the roofline']:.0f} %"]
                 rows.append([device, case, path, *cells, "" if peak is None else f"{peak / 1e6:,.0f} MB"])
-    return _markdown(rows) + f"\n\n{'; '.join(notes)}. By `python benchmarks/gpu.py`."
+    return markdown(rows) + f"\n\n{'; '.join(notes)}. By `python benchmarks/gpu.py`."
 
 
 def _inverse(ratio: dict[str, float]) -> dict[str, float]:
@@ -323,7 +323,7 @@ def plan(found: dict[str, Any]) -> str:
             cells.append(f"{scale * said:.1f} {unit}, was {scale * was:.1f} ({100 * (ratio - 1):+.0f} %)")
         rows.append([each["student"], each["recipe"], *cells])
     note = f"SST-2's sentences, {found['epochs']:g} epoch of each stage. On {machine(found)}, by "
-    return _markdown(rows) + f"\n\n{note}`python benchmarks/plan.py`."
+    return markdown(rows) + f"\n\n{note}`python benchmarks/plan.py`."
 
 
 def stores(found: dict[str, Any]) -> str:
@@ -342,7 +342,7 @@ def stores(found: dict[str, Any]) -> str:
         [f"labelling {each['texts']:,} texts, the most memory beyond the models", f"{each['bytes'] / 1e6:,.0f} MB"]
         for each in found["labelling"]
     ]
-    return _markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/stores.py`."
+    return markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/stores.py`."
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -383,7 +383,8 @@ def machine(found: dict[str, Any]) -> str:
     return f"{what} ({'; '.join(filter(None, (its['precision'], its.get('note'))))})"
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
+    """A table, of which the first row is the header."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 

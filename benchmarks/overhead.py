@@ -21,15 +21,23 @@ from typing import Any
 from limbeck import hardware
 
 RESULTS = Path("benchmarks/results/overhead.json")
+UPDATES = 60
+"""Enough for what a profile takes."""
 
 
 def profile(options: argparse.Namespace, batch: int, seed: int, folder: str) -> dict[str, Any]:
     """What `--profile` wrote."""
     train, dev, test = options.data
+    epochs = UPDATES * batch / (len(train.read_text("utf-8").splitlines()) - 1)
     output = f"{folder}/{batch}-{seed}"
     words = ["distill", "--profile", "hinton", f"teacher={options.teacher}", f"data.train={train}", f"seed={seed}"]
     words += [f"data.validation={dev}", f"data.test={test}", "student.layers=half", f"training.batch_size={batch}"]
-    words += ["training.epochs=1", "training.checkpoint_steps=100000", "task.max_length=64", "baseline=false"]
+    words += [
+        f"training.epochs={epochs:.4f}",
+        "training.checkpoint_steps=100000",
+        "task.max_length=64",
+        "baseline=false",
+    ]
     words += ["export=[]", "evaluation.speed=false", "evaluation.teacher=false", "evaluation.resamples=100"]
     words += [f"knowledge={folder}/knowledge", f"output={output}"]
     done = subprocess.run([sys.executable, "-m", "limbeck", *words], capture_output=True, text=True, check=False)

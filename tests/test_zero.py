@@ -32,7 +32,7 @@ def zero_run(*words: str, folder: Path, before: str = "", **settings: str) -> su
     """`limbeck` on two processes with DeepSpeed, as `accelerate launch` starts it."""
     script = folder / "limbeck_zero.py"
     # DeepSpeed would compile a way through shared memory, in which processes wait for each other by spinning.
-    plain = "import deepspeed.comm.torch\ndeepspeed.comm.torch.build_shm_op = lambda: None\n"
+    plain = "import importlib\nimportlib.import_module('deepspeed.comm.torch').build_shm_op = lambda: None\n"
     script.write_text(f"{before}\n{plain}from limbeck.cli import main\nmain()\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

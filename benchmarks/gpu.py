@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from step_cost import Steps, median_times, steps_of, synchronise
+from step_cost import Steps, median_times, steps_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -119,10 +119,10 @@ def peak(precision: str, tiny: bool) -> float:
     one = torch.randn(size, size, device=hardware.device(), dtype=hardware.DTYPES[precision])
     best = float("inf")
     for _ in range(10):
-        synchronise()
+        hardware.synchronise()
         started = time.perf_counter()
         one @ one
-        synchronise()
+        hardware.synchronise()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
@@ -138,7 +138,7 @@ def measured(paths: dict[str, Run], work: Run, batches: list[Any], rounds: int, 
         run(batches[0])  # compiles, and makes an optimiser's moments
         memory = PeakMemory(hardware.device())
         run(batches[0])
-        synchronise()
+        hardware.synchronise()
         peaks[name] = memory.read()
     seconds = dict(zip(paths, np.median(median_times(rounds, list(paths.values()), batches), 1).tolist(), strict=True))
     return {

@@ -97,6 +97,25 @@ def limbeck(method: str, options: argparse.Namespace, **changes: Any) -> Side:
     return run
 
 
+def usual(folder: str, seed: int, bfloat16: bool) -> dict[str, Any]:
+    """Training arguments of those peers that train by transformers' `Trainer`."""
+    return {
+        "output_dir": folder,
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": BATCH,
+        "learning_rate": RATE,
+        "warmup_steps": 0.1,
+        "bf16": bfloat16,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": hardware.device().type == "cpu",
+        "seed": seed,
+    }
+
+
 def trainer(options: argparse.Namespace, bfloat16: bool = False) -> Side:
     """Transformers' `Trainer` with the teacher in `compute_loss`, in float32 as tutorials have it, or in bfloat16."""
 
@@ -123,22 +142,7 @@ def trainer(options: argparse.Namespace, bfloat16: bool = False) -> Side:
             Dataset.from_dict({**tokenizer(part["text"][:], truncation=True), "labels": part["label"][:]})
             for part in (ready.splits.train, ready.splits.validation)
         ]
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=BATCH,
-            learning_rate=RATE,
-            warmup_steps=0.1,
-            weight_decay=0.01,
-            bf16=bfloat16,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=hardware.device().type == "cpu",
-            seed=seed,
-        )
+        arguments = TrainingArguments(weight_decay=0.01, **usual(folder, seed, bfloat16))
         Distilling(
             model=student,
             args=arguments,
@@ -270,21 +274,7 @@ def pairs(options: argparse.Namespace) -> dict[str, Side]:
             with hardware.autocast("bfloat16" if able else "float32"):
                 scores = teacher.predict(list(zip(*both.values(), strict=True)), activation_fn=nn.Identity())
             parts.append(Dataset.from_dict({**both, "label": scores.tolist()}))
-        arguments = CrossEncoderTrainingArguments(
-            output_dir=folder,
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=BATCH,
-            learning_rate=RATE,
-            warmup_steps=0.1,
-            bf16=able,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=hardware.device().type == "cpu",
-            seed=seed,
-        )
+        arguments = CrossEncoderTrainingArguments(**usual(folder, seed, able))
         CrossEncoderTrainer(
             model=student, args=arguments, train_dataset=parts[0], eval_dataset=parts[1], loss=MSELoss(student)
         ).train()

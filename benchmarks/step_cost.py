@@ -63,18 +63,12 @@ def median_times(rounds: int, functions: list[Callable[[Any], None]], batches: l
     for turn in range(rounds):
         for number, batch in enumerate(batches):
             for place, function in enumerate(functions):
-                synchronise()
+                hardware.synchronise()
                 started = time.perf_counter()
                 function(batch)
-                synchronise()
+                hardware.synchronise()
                 found[place, turn, number] = time.perf_counter() - started
     return found.reshape(len(functions), -1)
-
-
-def synchronise() -> None:
-    """Wait for a GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 @dataclass

@@ -46,6 +46,12 @@ def autocast(precision: Precision) -> AbstractContextManager[Any]:
     return torch.autocast(device().type, dtype=DTYPES[precision])
 
 
+def synchronise() -> None:
+    """Wait until a GPU has done what it was given, so that a time is that of the work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def _cpu_has_bfloat16() -> bool:
     """AVX512-BF16 or AMX. Without them bfloat16 is emulated and far slower than float32."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE"):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from limbeck import hardware
 from limbeck.errors import InputError
 from limbeck.evaluation.memory import PeakMemory
 
@@ -131,13 +132,12 @@ def generation_speed(models: dict[str, PreTrainedModel]) -> dict[str, dict[str, 
 
 def _run(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds until the first new token, and from there to the last."""
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else _nothing
-    clock = _Clock(wait)
+    clock = _Clock(hardware.synchronise)
     # What is not said here, `generate` takes from the model's own settings: an end of the text, say.
     count = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     settings = GenerationConfig(**count, do_sample=False, num_beams=1, repetition_penalty=1.0, pad_token_id=0)
     model.eval()
-    wait()
+    hardware.synchronise()
     started = time.perf_counter()
     with torch.inference_mode():
         model.generate(
@@ -158,7 +158,3 @@ def _peak(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> int
 
 def _spread(values: np.ndarray) -> dict[str, float]:
     return {"median": float(np.median(values)), "low": float(values.min()), "high": float(values.max())}
-
-
-def _nothing() -> None:
-    pass

@@ -117,8 +117,7 @@ class HuggingFaceModel:
 
         def run() -> None:
             self.forward(batch)
-            if self.model.device.type == "cuda":
-                torch.cuda.synchronize()
+            hardware.synchronise()
 
         return run
 

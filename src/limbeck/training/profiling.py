@@ -18,6 +18,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from limbeck import hardware
 from limbeck.files import write_json
 from limbeck.progress import say
 
@@ -57,7 +58,7 @@ class Profile(TrainerCallback):
     def saw(self, batches: list[Any]) -> None:
         """Keeps the batches of an update that is timed, and has the kernels for their shapes made."""
         self._batches = [] if self._done else batches
-        if self._since is not None and self._profile is None:
+        if self.floor is not None and self._since is not None and self._profile is None:
             began = time.perf_counter()
             self._take_floor()
             self._since += time.perf_counter() - began  # is none of the update's
@@ -73,7 +74,7 @@ class Profile(TrainerCallback):
         self._updates += 1
         if self._done or self._updates < SKIPPED:
             return
-        _synchronise()
+        hardware.synchronise()
         if self._profile is not None:
             self._profiled += 1
             if self._profiled == PROFILED:
@@ -144,13 +145,12 @@ class Profile(TrainerCallback):
 
     def _take_floor(self) -> float:
         """Take the update's batches through the student alone; seconds."""
-        if self.floor is None:
-            return 0.0
+        assert self.floor is not None
         with torch.random.fork_rng():  # the copy's dropout takes nothing from the training's
             self._run = self._run or self.floor()
             started = time.perf_counter()
             self._run(self._batches)
-            _synchronise()
+            hardware.synchronise()
             return time.perf_counter() - started
 
 
@@ -171,8 +171,3 @@ def student_alone(model: nn.Module, inputs: Callable[[Any], dict[str, Any]], aut
         optimizer.zero_grad()
 
     return run
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

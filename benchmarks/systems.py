@@ -96,6 +96,7 @@ def small_systems(copies: int, rate: float) -> dict[str, System]:
         "soft targets": System("hinton", passes({"distill": 2 * more}, rate)),
         "soft targets, augmented": System("hinton", [*AUGMENTED, *passes({"distill": 2}, rate)]),
         "soft targets, pre-trained": System("hinton", passes({"distill": 2 * more}, rate), "well-read"),
+        "soft targets, general-distilled": System("hinton", passes({"distill": 2 * more}, rate), "tinybert"),
         "tinybert": System(
             "tinybert", [no_general, *AUGMENTED, *passes({"intermediate": 1, "prediction": 1}, rate)], "tinybert"
         ),

@@ -179,34 +179,44 @@ class StopError(Exception):
     """Stands for a kill."""
 
 
+@pytest.fixture
+def in_parts(command: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
+    """Gives a command again and again, stopped after so many checkpoints, one more every time, until it ends well."""
+    whole = DistillationTrainer._save_checkpoint
+
+    def run(words: list[str]) -> None:
+        stopped, printed = 0, "never ended"
+        for allowed in range(12):
+            left = [allowed]
+
+            def stop_after_saving(self: DistillationTrainer, *args: Any, left: list[int] = left, **more: Any) -> None:
+                whole(self, *args, **more)
+                left[0] -= 1
+                if left[0] < 0:
+                    raise StopError
+
+            with monkeypatch.context() as patched:
+                patched.setattr(DistillationTrainer, "_save_checkpoint", stop_after_saving)
+                try:
+                    code, printed = command(*words)
+                except StopError:
+                    stopped += 1
+                    continue
+            assert code == 0, printed
+            assert stopped > 0
+            return
+        raise AssertionError(printed)
+
+    return run
+
+
 @pytest.mark.parametrize("system", sorted(packaged()))
 def test_it_runs_is_interrupted_and_ends_in_the_same_student(
-    system: str, command: Any, words_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    system: str, command: Any, words_for: Any, in_parts: Any, tmp_path: Path
 ) -> None:
     code, printed = command(*words_for(system, tmp_path / "whole"))
     assert code == 0, printed
-    stops = iter(range(1, 60, 5))  # each attempt gets so many updates before it is stopped, more every time
-    whole = DistillationTrainer._save_checkpoint
-    left, stopped = [0], 0
-
-    def stop_after_saving(self: DistillationTrainer, *args: Any, **kwargs: Any) -> None:
-        whole(self, *args, **kwargs)
-        left[0] -= 1
-        if left[0] < 0:
-            raise StopError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(DistillationTrainer, "_save_checkpoint", stop_after_saving)
-        for attempt in stops:
-            left[0] = attempt // 5
-            try:
-                code, printed = command(*words_for(system, tmp_path / "parts"))
-            except StopError:
-                stopped += 1
-                continue
-            break
-    assert code == 0, printed
-    assert stopped > 0
+    in_parts(words_for(system, tmp_path / "parts"))
     name = "model" if system in NO_TEACHER else "student"
     weights, resumed = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "parts"))
     assert weights.keys() == resumed.keys()
@@ -245,6 +255,62 @@ def test_it_runs_is_interrupted_and_ends_in_the_same_student(
         _, info = auto.from_pretrained(tmp_path / "parts" / name, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
+
+
+NARROW = "assistant.shape={hidden_size: 16, intermediate_size: 32}"
+VARIANTS: dict[str, tuple[str, list[str], list[str]]] = {
+    "mobilebert, joint": ("mobilebert", ["stages.transfer.progressive=false"], ["transfer", "words", "fine-tune"]),
+    "mobilebert, auxiliary": (
+        "mobilebert",
+        ["stages.words.objectives.feature_map=1", "stages.words.objectives.attention={form: kl}"],
+        ["words", "fine-tune"],
+    ),
+    "minilm, assistant": ("minilm", [NARROW], ["general", "fine-tune"]),
+    "minilmv2, assistant": ("minilmv2", [NARROW], ["general", "fine-tune"]),
+    "layerdrop, labels": ("layerdrop", ["stages.fine-tune.objectives={hard_labels: 1}"], ["pretrain", "fine-tune"]),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_variants_on_the_pages_run_and_go_on_too(
+    variant: str, command: Any, words_for: Any, in_parts: Any, tmp_path: Path
+) -> None:
+    system, more, stages = VARIANTS[variant]
+
+    def words(output: Path) -> list[str]:
+        line = words_for(system, output)
+        if "auxiliary" in variant:
+            line = [word for word in line if not word.startswith("stages.transfer.")] + ["stages.transfer=null"]
+        return [*line, *more]
+
+    code, printed = command(*words(tmp_path / "whole"))
+    assert code == 0, printed
+    in_parts(words(tmp_path / "parts"))
+    for model in ("student", "assistant") if "assistant" in variant else ("student",):
+        one, other = (load_file(tmp_path / run / model / "model.safetensors") for run in ("whole", "parts"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    history = json.loads((tmp_path / "parts" / "metrics.json").read_text())["training"]["student"]["history"]
+    assert list(history) == stages
+    if "auxiliary" in variant:
+        logged = [entry for entry in history["words"] if "loss" in entry]
+        assert all({"masked_lm", "soft_targets", "feature_map", "attention"} <= entry.keys() for entry in logged)
+
+
+def test_a_model_trained_with_layers_dropped_is_cut_and_fine_tuned_without_any_teacher(
+    command: Any, tiny_language_model_dir: Path, corpus_txt: Path, reviews_csv: Path, tmp_path: Path
+) -> None:
+    """The two runs on LayerDrop's page."""
+    dropped = ["train", "pretrain", f"student={tiny_language_model_dir}", f"data={corpus_txt}", *QUICK[:-1]]
+    code, printed = command(*dropped, "training.layer_drop=0.5", f"output={tmp_path / 'dropped'}")
+    assert code == 0, printed
+    start = f"{{model: {tmp_path / 'dropped'}, layers: 2, pattern: alternate}}"
+    last = ["train", f"student={start}", f"data={reviews_csv}", *QUICK[:-1], f"output={tmp_path / 'cut'}"]
+    code, printed = command(*last)
+    assert code == 0, printed
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cut" / "model").config
+    assert config.num_hidden_layers == 2
+    assert config.limbeck["initialisation"]["layers"] == [0, 2]
 
 
 def test_the_recipes_are_the_papers() -> None:
@@ -314,7 +380,12 @@ def test_every_system_says_what_it_is(command: Any) -> None:
         assert {"title", "paper", "needs", "student"} <= set(content["about"]), name
     code, printed = command("methods")
     assert code == 0
-    assert "tinybert" in printed
+    shown = "".join(printed.split())
+    for name, content in packaged().items():
+        for part in ("title", "paper", "needs", "student"):
+            words = content["about"][part]
+            assert name in shown
+            assert "".join(words.split()) in shown, f"{name}: {part} is not printed"
 
 
 def test_a_report_of_language_models_tells_how_fast_they_generate(command: Any, words_for: Any, tmp_path: Path) -> None:

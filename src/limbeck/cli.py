@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Column, Table
 
 from limbeck import __version__, recipe
@@ -330,12 +332,12 @@ def methods(
         rows = [(str(deep), str(kept), name, " ".join(map(str, layers))) for deep, kept, name, layers in layers_table()]
         out.print(_table(("teacher's layers", "student's", "pattern", "layers kept"), rows))
     elif action == "list":
-        about = [
-            (each, *(about.get(key, "") for key in ("title", "paper", "needs", "student")))
-            for each, content in known.items()
-            for about in [content["about"]]
-        ]
-        out.print(_table(("method", "what", "paper", "needs", "the student may differ in"), about))
+        asked = {"paper": "paper", "needs": "needs", "the student may differ in": "student"}
+        for each, content in known.items():
+            out.print(f"[bold]{each}[/]  {escape(content['about']['title'])}")
+            for title, key in asked.items():
+                out.print(Padding(f"{title}: {escape(content['about'][key])}", (0, 0, 0, 4)))
+            out.print()
     else:
         raise InputError(f"unknown action '{action}'; {nearest(action, ['list', 'show', 'layers'])}")
 

@@ -1,12 +1,13 @@
 """One process against two of one thread each, and Ray's workers against both: rates of labelling and training.
 
-    python benchmarks/processes.py --teacher TEACHER --data TRAIN DEV TEST [--examples 2048] [--rounds 5] [--ray 16384]
+    python benchmarks/processes.py --teacher TEACHER --data TRAIN DEV TEST [--batch 64] [--examples 2048]
+                                   [--rounds 5] [--ray 16384]
 
-TEACHER is a fine-tuned classifier, TRAIN a labelled table. The global batch is 64 on both sides, so that they do the
-same updates. Times are those that a run itself takes: asking the teacher, and training, with a validation and a
-checkpoint, which a quarter of the examples has, too: what is beyond it is updates alone. Ray's are of labelling alone,
-of `--ray` examples (texts again and again, numbered); its workers start once, which is told apart in the same
-way. Run it on a quiet machine of two cores or more. Writes
+TEACHER is a fine-tuned classifier, TRAIN a labelled table. The global batch is the same on both sides, so that they do
+the same updates; figures of several batches stay beside each other. Times are those that a run itself takes: asking the
+teacher, and training, with a validation and a checkpoint, which a quarter of the examples has, too: what is beyond it
+is updates alone. Ray's are of labelling alone, of `--ray` examples (texts again and again, numbered); its workers start
+once, which is told apart in the same way. Run it on a quiet machine of two cores or more. Writes
 benchmarks/results/processes.json.
 """
 
@@ -29,7 +30,6 @@ from limbeck import hardware
 
 RESULTS = Path("benchmarks/results/processes.json")
 ASKED = re.compile(r"the teacher was asked about ([\d,]+) examples in ([\d.]+) s")
-BATCH = 64
 
 
 def limbeck(words: list[str], processes: int) -> str:
@@ -58,7 +58,11 @@ def whole_run(table: Path, options: argparse.Namespace, processes: int) -> dict[
         words = ["distill", f"teacher={options.teacher}", f"data.train={table}", f"data.validation={dev}"]
         words += [f"data.test={test}", "student.layers=3", "baseline=false", "export=[]", f"output={folder}/run"]
         words += ["evaluation.teacher=false", "evaluation.speed=false", "evaluation.resamples=100", "training.epochs=1"]
-        words += [f"training.batch_size={BATCH // processes}", "task.max_length=64", "training.checkpoint_steps=1000"]
+        words += [
+            f"training.batch_size={options.batch // processes}",
+            "task.max_length=64",
+            "training.checkpoint_steps=1000",
+        ]
         said = limbeck(words, processes)
         metrics = json.loads(Path(folder, "run", "metrics.json").read_text())
     return {"labelling": asked(said), "training": sum(metrics["training"]["student"]["seconds"].values())}
@@ -84,6 +88,7 @@ def several(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 
     return {
         "machine": hardware.describe(),
+        "batch": options.batch,
         "examples": options.examples,
         "rounds": options.rounds,
         "seconds": took,
@@ -122,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--data", nargs=3, type=Path, required=True, metavar=("TRAIN", "DEV", "TEST"))
+    parser.add_argument("--batch", type=int, default=64, help="the global batch")
     parser.add_argument("--examples", type=int, default=2048)
     parser.add_argument("--ray", type=int, default=16384, help="examples that Ray labels; 0 for none")
     parser.add_argument("--rounds", type=int, default=5)
@@ -129,7 +135,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         if options.rounds:
-            found["processes"] = several(options, folder)
+            found.setdefault("processes", {})[str(options.batch)] = several(options, folder)
         if options.ray:
             sizes = (options.ray // 4, options.ray)
             tables = {size: repeated(options.data[0], size, folder) for size in sizes}
@@ -151,7 +157,8 @@ def main() -> None:
             }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({name: each.get("times", each.get("whole")) for name, each in found.items()}, indent=1))
+    print(json.dumps({batch: each["times"] for batch, each in found.get("processes", {}).items()}, indent=1))
+    print(json.dumps(found.get("ray", {}).get("whole"), indent=1))
 
 
 if __name__ == "__main__":

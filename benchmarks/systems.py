@@ -1,10 +1,12 @@
 """Every encoder system on real tasks with real teachers, at equal student and equal steps, over several seeds.
 
-    python benchmarks/systems.py --data DATA --models MODELS [--groups half small] [--tasks sst2 mrpc] [--seeds 0 1 2]
+    python benchmarks/systems.py --data DATA --models MODELS [--groups half small thin] [--tasks sst2 mrpc]
+                                 [--seeds 0 1 2]
     python benchmarks/systems.py --data DATA --models MODELS --speed
 
 DATA holds `sst2/{train_sentences,dev,test}.tsv`, `mrpc/{train,dev,test}.tsv` and a plain-text corpus; MODELS holds
-pretrained encoders as folders (`minilm`: all-MiniLM-L6-v2, `mpnet`: all-mpnet-base-v2). Teachers are fine-tuned first.
+pretrained encoders as folders (`minilm`: all-MiniLM-L6-v2, `mpnet`: all-mpnet-base-v2). Teachers are fine-tuned first;
+MobileBERT's, an IB-BERT, is trained on the corpus from random weights before that.
 Runs that are finished are reused; the table is written anew after each one to benchmarks/results/systems.json, from
 which `make docs` fills docs/systems. Rows that this file has already and that are not asked for stay. What a step costs
 is measured by step_cost.py. Figures are of the published test split; nothing is chosen by it. A row has the processor's
@@ -39,13 +41,18 @@ TEACHERS = {
     ("minilm", "mrpc"): {"learning_rate": 1e-4, "epochs": 4},
     ("mpnet", "sst2"): {"learning_rate": 3e-5, "epochs": 2},
     ("mpnet", "mrpc"): {"learning_rate": 3e-5, "epochs": 3},
+    ("ib-bert", "sst2"): {"learning_rate": 2e-4, "epochs": 4},
 }
 EPOCHS = {"minilm": 3, "mpnet": 7}
 """Of the halves. MPNet's was still gaining a point an epoch on the development split after three."""
 SMALL = {  # at most a seventh of the teacher's parameters outside the embeddings
     "minilm": "{num_hidden_layers: 3, hidden_size: 192, intermediate_size: 768}",
     "mpnet": "{num_hidden_layers: 4, hidden_size: 312, intermediate_size: 1200}",
+    "ib-bert": "{model_type: mobilebert, classifier_activation: false, num_hidden_layers: 4, hidden_size: 192, "
+    "num_attention_heads: 4, embedding_size: 128, intra_bottleneck_size: 64, intermediate_size: 128}",
 }
+IB_BERT = "{model_type: ib-bert, num_hidden_layers: 4, hidden_size: 192, num_attention_heads: 4, embedding_size: 128, "
+IB_BERT += "intra_bottleneck_size: 384, intermediate_size: 768}"
 LABELS_ALONE = "stages.distill.objectives={hard_labels: 1}"
 
 
@@ -77,7 +84,10 @@ GENERAL = {
     "minilm": System("minilm", ["stages.fine-tune=null"]),
     "minilmv2": System("minilmv2", ["stages.fine-tune=null"]),
     "well-read": System("well-read", ["stages.distill=null", "stages.fine-tune=null"]),
+    "mobilebert": System("mobilebert", ["stages.fine-tune=null"]),
 }
+STAGES = {"well-read": ["pretrain"], "mobilebert": ["transfer", "words"]}
+"""Those on plain text, where they are not one that is called general."""
 AUGMENTED = ["data.augmentation=LANGUAGE", "data.augmentation.copies=COPIES"]
 
 
@@ -119,6 +129,29 @@ def small_systems(copies: int, rate: float) -> dict[str, System]:
     }
 
 
+GROUPS = ["half", "small", "thin"]
+
+
+def thin_systems(copies: int, rate: float) -> dict[str, System]:
+    """The rows for a MobileBERT, in as many steps as those of small students."""
+    epochs = 2 * (copies + 1)
+    return {
+        "no teacher": System("hinton", [LABELS_ALONE, *passes({"distill": epochs}, rate)]),
+        "soft targets": System("hinton", passes({"distill": epochs}, rate)),
+        "mobilebert": System(
+            "mobilebert",
+            ["stages.transfer=null", "stages.words=null", *passes({"fine-tune": epochs}, rate)],
+            "mobilebert",
+        ),
+    }
+
+
+def systems_of(group: str, options: argparse.Namespace) -> dict[str, System]:
+    """A group's rows."""
+    makers = {"small": small_systems, "thin": thin_systems}
+    return makers[group](options.copies, options.small_rate) if group in makers else HALF
+
+
 def limbeck(*words: str) -> None:
     """One command, as a user gives it."""
     print("limbeck", *words, flush=True)
@@ -137,7 +170,19 @@ def teacher_of(model: str, task: str, options: argparse.Namespace) -> Path:
     if not (folder / "metrics.json").exists():
         settings = [f"training.{key}={value}" for key, value in TEACHERS[model, task].items()]
         words = [*data_words(task, options.data), *COMMON, *settings, f"output={folder}"]
-        limbeck("train", f"student={options.models / model}", *words)
+        limbeck("train", f"student={backbone(model, options)}", *words)
+    return folder
+
+
+def backbone(model: str, options: argparse.Namespace) -> Path:
+    """What a teacher is before its task. An IB-BERT is trained here, from random weights."""
+    if model != "ib-bert":
+        return Path(options.models / model)
+    folder: Path = options.output / "ib-bert"
+    if not (folder / "metrics.json").exists():
+        words = [f"data={options.corpus}", f"student.shape={IB_BERT}", f"student.tokenizer={options.models / 'minilm'}"]
+        words += [f"training.epochs={options.general_epochs:g}", "training.learning_rate=5e-4", *COMMON]
+        limbeck("train", "ib-bert", *words, f"output={folder}")
     return folder
 
 
@@ -167,19 +212,18 @@ def general_student(name: str, model: str, task: str, options: argparse.Namespac
     folder: Path = options.output / f"general-{model}" / name
     if not (folder / "metrics.json").exists():
         system = GENERAL[name]
-        stage = "pretrain" if name == "well-read" else "general"
         words = [f"teacher={teacher_of(model, task, options)}", *data_words(task, options.data), *COMMON]
         words += [f"data.corpus={options.corpus}", f"student.shape={SMALL[model]}", "baseline=false"]
-        words += passes({stage: options.general_epochs}, 5e-4)
+        words += passes(dict.fromkeys(STAGES.get(name, ["general"]), options.general_epochs), 5e-4)
         if name != "well-read":
-            words += [f"teacher.general={options.models / model}"]
+            words += [f"teacher.general={backbone(model, options)}"]
         limbeck("distill", system.recipe, *words, *system.settings, f"output={folder}")
     return folder
 
 
 def run(group: str, name: str, model: str, task: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One system on one task with one seed: its figures."""
-    system = (HALF if group == "half" else small_systems(options.copies, options.small_rate))[name]
+    system = systems_of(group, options)[name]
     folder: Path = options.output / f"{group}-{model}-{task}" / name.replace(" ", "-").replace(",", "") / str(seed)
     if not (folder / "metrics.json").exists():
         words = [f"teacher={teacher_of(model, task, options)}", *data_words(task, options.data), *COMMON]
@@ -218,14 +262,21 @@ def _processor_seconds() -> float:
     return spent.ru_utime + spent.ru_stime
 
 
+def places_of(group: str, options: argparse.Namespace) -> list[tuple[str, str]]:
+    """A group's teachers and tasks. An IB-BERT is trained for SST-2 alone."""
+    if group == "thin":
+        return [("ib-bert", task) for task in options.tasks if ("ib-bert", task) in TEACHERS]
+    return [(model, task) for model in options.teachers for task in options.tasks]
+
+
 def speeds(options: argparse.Namespace) -> dict[str, Any]:
     """How many times as fast as its teacher a student of each shape is, one text at a time, on SST-2's test split."""
     found: dict[str, Any] = {}
     for group in options.groups:
-        for model in options.teachers:
+        for model, task in places_of(group, options):
             students = sorted((options.output / f"{group}-{model}-sst2" / "soft-targets").glob("*/student"))
-            if students:
-                teacher, test = teacher_of(model, "sst2", options), str(options.data / TASKS["sst2"][2])
+            if students and task == "sst2":
+                teacher, test = teacher_of(model, task, options), str(options.data / TASKS[task][2])
                 metrics = evaluate(str(students[0]), test, teacher=str(teacher), max_length=64, resamples=100)
                 found[f"{group}, {model}"] = {"times": speed_up(metrics, "student"), "machine": hardware.describe()}
     return found
@@ -238,7 +289,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def of(key: tuple[str, ...]) -> dict[int, dict[str, Any]]:
         return {r["seed"]: r for r in rows if (r["group"], r["model"], r["task"], r["system"]) == key}
 
-    names = list(HALF | small_systems(1, 1))
+    names = list(HALF | small_systems(1, 1) | thin_systems(1, 1))
     keys = dict.fromkeys((r["group"], r["model"], r["task"], r["system"]) for r in rows)
     for key in sorted(keys, key=lambda key: (*key[:2], list(TASKS).index(key[2]), names.index(key[3]))):
         mine = of(key)
@@ -265,7 +316,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, help="plain text; DATA/wiki_squad_paragraphs when not given")
     parser.add_argument("--output", type=Path, default=Path("runs/systems"))
-    parser.add_argument("--groups", nargs="+", choices=["half", "small"], default=["half", "small"])
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--teachers", nargs="+", choices=["minilm", "mpnet"], default=["minilm", "mpnet"])
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--systems", nargs="+", help="these rows only")
@@ -283,19 +334,18 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = result["rows"]
     for group in options.groups:
-        for model in options.teachers:
-            for task in options.tasks:
-                for seed in options.seeds:
-                    for name in HALF if group == "half" else small_systems(options.copies, options.small_rate):
-                        if options.systems and name not in options.systems:
-                            continue
-                        place = {"group": group, "model": model, "task": task, "system": name, "seed": seed}
-                        figures = run(group, name, model, task, seed, options)
-                        rows = [row for row in rows if any(row[key] != value for key, value in place.items())]
-                        rows.append(place | figures | {"machine": hardware.describe()})
-                        RESULTS.parent.mkdir(exist_ok=True)
-                        result |= {"copies": options.copies, "rows": rows, "table": table(rows)}
-                        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        for model, task in places_of(group, options):
+            for seed in options.seeds:
+                for name in systems_of(group, options):
+                    if options.systems and name not in options.systems:
+                        continue
+                    place = {"group": group, "model": model, "task": task, "system": name, "seed": seed}
+                    figures = run(group, name, model, task, seed, options)
+                    rows = [row for row in rows if any(row[key] != value for key, value in place.items())]
+                    rows.append(place | figures | {"machine": hardware.describe()})
+                    RESULTS.parent.mkdir(exist_ok=True)
+                    result |= {"copies": options.copies, "rows": rows, "table": table(rows)}
+                    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -202,15 +202,21 @@ SYSTEMS = {
         "tinybert without augmentation",
         "tinybert without the intermediate stage",
         "tinybert without the general stage",
+        "soft targets, general-distilled",
     ),
     "minilm": ("minilm", "minilmv2"),
     "well-read": ("well-read", "soft targets, pre-trained"),
     "layerdrop": ("layerdrop", "layerdrop without dropping"),
+    "mobilebert": ("mobilebert",),
 }
 """The rows of benchmarks/systems.py that a page of docs/systems shows beside the controls."""
 CONTROLS = ("no teacher", "soft targets")
-TEACHERS = {"minilm": "all-MiniLM-L6-v2", "mpnet": "all-mpnet-base-v2"}
-STUDENTS = {"half": "half of the teacher's layers", "small": "a small student, from random weights"}
+TEACHERS = {"minilm": "all-MiniLM-L6-v2", "mpnet": "all-mpnet-base-v2", "ib-bert": "an IB-BERT of 4 layers"}
+STUDENTS = {
+    "half": "half of the teacher's layers",
+    "small": "a small student, from random weights",
+    "thin": "a MobileBERT of 4 layers, from random weights",
+}
 
 
 def evidence(name: str) -> str:

@@ -254,10 +254,10 @@ def peers(found: dict[str, Any]) -> str:
 
 def processes(found: dict[str, Any]) -> str:
     """Two processes' rates over one's, and Ray's workers' over theirs."""
-    rows, machines = [["", "against", "rate", "examples", "rounds"]], []
-    both, ray = found.get("processes"), found.get("ray")
-    if both:
-        counts = [f"{both['examples']:,}", str(both["rounds"])]
+    rows, machines = [["", "against", "rate", "batch", "examples", "rounds"]], []
+    ray = found.get("ray")
+    for batch, both in found.get("processes", {}).items():
+        counts = [batch, f"{both['examples']:,}", str(both["rounds"])]
         rows += [
             [f"{name}, 2 processes", "1 process", _range(both["times"][name], ""), *counts] for name in both["times"]
         ]
@@ -265,10 +265,12 @@ def processes(found: dict[str, Any]) -> str:
     if ray:
         few, many = ray["sizes"]
         for size in ray["whole"]:
-            counts = [f"{int(size):,}", str(ray["rounds"])]
+            counts = ["", f"{int(size):,}", str(ray["rounds"])]
             rows.append(["labelling, Ray", "2 processes", _range(_inverse(ray["whole"][size]), ""), *counts])
         rate = _range(_inverse(ray["beyond the first quarter"]), "")
-        rows.append(["labelling, Ray, without its start", "2 processes", rate, f"{many - few:,}", str(ray["rounds"])])
+        rows.append(
+            ["labelling, Ray, without its start", "2 processes", rate, "", f"{many - few:,}", str(ray["rounds"])]
+        )
         machines.append(machine(ray))
     note = (
         "Processes and workers of one thread each, the same global batch; medians and extremes over rounds. On "

@@ -59,12 +59,14 @@ def students(found: dict[str, Any]) -> str:
         elif lambada:
             cells += ["", ""]
         rows.append([*cells, str(len(each["seeds"]))])
+    passes = "one pass" if found["epochs"] == 1 else f"{found['epochs']:g} passes"
     note = (
         f"{found['tokens']:,} tokens of Wikipedia in examples of {found['length']}, batches of {found['batch_size']}, "
-        f"one pass; {found['examples']} held-out examples. Means with 95 % t intervals over seeds, each with its own "
+        f"{passes}; {found['examples']} held-out examples. Means with 95 % t intervals over seeds, each with its own "
         "text. "
     )
-    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/language_students.py`."
+    machines = "; ".join(dict.fromkeys(machine(row) for row in found["rows"]))
+    return markdown(rows) + f"\n\n{note}On {machines}, by `python benchmarks/language_students.py`."
 
 
 def label_rules(found: dict[str, Any]) -> str:
@@ -350,6 +352,7 @@ def stores(found: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "words": words,
     "language-students": students,
+    "language-passes": students,
     "label-rules": label_rules,
     "text-rules": text_rules,
     "llm": benchmarks,

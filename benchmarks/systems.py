@@ -43,6 +43,7 @@ TEACHERS = {
     ("mpnet", "mrpc"): {"learning_rate": 3e-5, "epochs": 3},
     ("ib-bert", "sst2"): {"learning_rate": 2e-4, "epochs": 4},
 }
+HALF_DEPTH = {"minilm": 3, "mpnet": 6}
 EPOCHS = {"minilm": 3, "mpnet": 7}
 """Of the halves. MPNet's was still gaining a point an epoch on the development split after three."""
 SMALL = {  # at most a seventh of the teacher's parameters outside the embeddings
@@ -65,14 +66,17 @@ class System:
     start: str | None = None
 
 
-# Half of the teacher's layers, all from the same start and over the same steps; LayerDrop's two rows from the whole
-# model after masked words on plain text, with layers dropped and without.
+# Half of the teacher's layers, all from the same start and over the same steps. Other starts: the same shape with
+# random weights, the same half after DistilBERT's losses on plain text, and for LayerDrop's two rows the whole model
+# after masked words on plain text, with layers dropped and without.
 HALF = {
     "no teacher": System("hinton", [LABELS_ALONE]),
     "soft targets": System("hinton"),
     "distilbert": System("distilbert"),
     "pkd-skip": System("pkd-skip"),
     "pkd-last": System("pkd-last"),
+    "soft targets, random weights": System("hinton", start="random"),
+    "soft targets, general-distilled": System("hinton", start="distilled"),
     "layerdrop": System("layerdrop", ["stages.pretrain=null"], "dropped"),
     "layerdrop without dropping": System("layerdrop", ["stages.pretrain=null"], "language"),
 }
@@ -197,6 +201,31 @@ def language_model(model: str, name: str, options: argparse.Namespace) -> Path:
     return folder
 
 
+def distilled_half(model: str, options: argparse.Namespace) -> Path:
+    """Half of the backbone's layers after DistilBERT's losses on plain text: a general student."""
+    folder: Path = options.output / f"{model}-distilled"
+    if not (folder / "metrics.json").exists():
+        words = [f"teacher={language_model(model, 'language', options)}", f"data={options.corpus}", *COMMON]
+        limbeck(
+            "distill",
+            "distilbert-pretrain",
+            *words,
+            *passes({"distill": options.general_epochs}, 2e-4),
+            f"output={folder}",
+        )
+    return folder
+
+
+def start_of(name: str | None, model: str, options: argparse.Namespace) -> str:
+    """The student of a row of the halves, as a recipe has it."""
+    if name is None:
+        return "student={layers: half, pattern: spaced}"
+    if name == "random":
+        return f"student.shape={{num_hidden_layers: {HALF_DEPTH[model]}}}"
+    folder = distilled_half(model, options) if name == "distilled" else language_model(model, name, options)
+    return f"student={{model: {folder}, layers: all}}"
+
+
 def parameters(folder: Path) -> dict[str, int]:
     """All of a student's parameters, and those outside its embeddings."""
     from limbeck.checkpoints import open_classifier
@@ -231,8 +260,7 @@ def run(group: str, name: str, model: str, task: str, seed: int, options: argpar
         settings = system.settings
         if group == "half":
             words += [f"training.epochs={EPOCHS[model]}", "training.learning_rate=1e-4"]
-            start = system.start and f"model: {language_model(model, system.start, options)}, layers: all"
-            words += [f"student={{{start or 'layers: half, pattern: spaced'}}}"]
+            words += [start_of(system.start, model, options)]
         elif system.start is not None:
             words += [f"student={general_student(system.start, model, task, options) / 'student'}"]
         else:

@@ -195,7 +195,7 @@ def language_speed() -> str:
 
 SYSTEMS = {
     "hinton": ("soft targets", "soft targets, augmented"),
-    "distilbert": ("distilbert",),
+    "distilbert": ("distilbert", "soft targets, random weights", "soft targets, general-distilled"),
     "pkd": ("pkd-skip", "pkd-last"),
     "tinybert": (
         "tinybert",

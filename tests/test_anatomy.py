@@ -134,6 +134,23 @@ def test_every_part_is_where_the_table_says(kind):
     assert (shape_of(model).width, shape_of(model).heads) == (32, HEADS)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("deberta-v2", "mpnet", "gemma2")])
+@torch.no_grad()
+def test_a_model_that_is_looked_into_keeps_its_fast_kernel(kind, monkeypatch):
+    """Three architectures have none, or not for their own scores."""
+    model, calls, kernel = build(kind), [], torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args: Any, **more: Any) -> torch.Tensor:
+        calls.append(kind)
+        return kernel(*args, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    with Capture(model, Wanted(hidden=EVERY, scores=INNER, queries=INNER, values=INNER)) as capture:
+        model(**inputs(kind))
+        assert capture.signals().scores.keys() == INNER
+    assert len(calls) == LAYERS
+
+
 def test_hooks_change_nothing_and_leave_nothing():
     model, given = build("bert"), inputs("bert")
     before = model(**given).last_hidden_state

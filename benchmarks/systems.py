@@ -302,7 +302,7 @@ def speeds(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group in options.groups:
         for model, task in places_of(group, options):
-            students = sorted((options.output / f"{group}-{model}-sst2" / "soft-targets").glob("*/student"))
+            students = sorted((options.output / f"{group}-{model}-sst2").glob("*/*/student"))
             if students and task == "sst2":
                 teacher, test = teacher_of(model, task, options), str(options.data / TASKS[task][2])
                 metrics = evaluate(str(students[0]), test, teacher=str(teacher), max_length=64, resamples=100)

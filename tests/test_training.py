@@ -28,10 +28,12 @@ from gradients import (
     said_by_teacher,
     train_on_eight,
 )
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import Splits
+from limbeck.errors import InputError
 from limbeck.knowledge import store
 from limbeck.objectives import build_terms
 from limbeck.recipe import Recipe
@@ -439,6 +441,22 @@ def test_a_run_resumed_within_an_epoch_ends_in_the_same_weights(train, tmp_path,
         train(tmp_path / "cut", **settings)
     monkeypatch.undo()
     assert same(train(tmp_path / "cut", **settings), whole)
+
+
+def test_a_checkpoint_of_other_weights_is_refused_in_a_sentence(train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 7)
+        with pytest.raises(Killed):
+            train(tmp_path / "cut")
+    kept = tmp_path / "cut" / "stages" / "student-1-distill" / "checkpoint-4" / "model.safetensors"
+    weights = load_file(kept)
+    name, tensor = next(iter(weights.items()))
+    for other, said in ({name: tensor[:-1]}, f"{name} is"), ({"more": tensor.clone()}, "and nothing here"):
+        save_file(weights | other, kept, {"format": "pt"})
+        with pytest.raises(
+            InputError, match=rf"stopped by another version of limbeck: .*{said}.* start the stage anew"
+        ):
+            train(tmp_path / "cut")
 
 
 @pytest.mark.parametrize("where", ["done.json", "model", "student", "logs"])

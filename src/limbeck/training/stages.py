@@ -13,6 +13,7 @@ from operator import or_
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
@@ -172,6 +173,7 @@ def _train(
         resumed = last_checkpoint(workplace)
         if resumed:
             _check_same_form(phase, Path(resumed))
+            _check_shapes(phase, Path(resumed), trainer.model)
             say(f"stage {phase.name}: going on from {resumed}")
         clock = Clock(workplace / "seconds.json")
         trainer.add_callback(clock)
@@ -193,6 +195,23 @@ def _check_same_form(phase: Phase, checkpoint: Path) -> None:
             f"stage {phase.name} was stopped {before} and this run is {now}; launch as before, or "
             f"remove {checkpoint.parent} to start the stage anew"
         )
+
+
+def _check_shapes(phase: Phase, checkpoint: Path, model: nn.Module) -> None:
+    """Refuse a checkpoint whose weights are not the model's, as another version of this code may have left."""
+    weights = checkpoint / "model.safetensors"
+    if sharded() or zero() or not weights.is_file():
+        return
+    here = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    with safe_open(weights, "pt") as kept:
+        for name in kept.keys():  # noqa: SIM118  (it is no mapping)
+            there = kept.get_slice(name).get_shape()
+            if there != here.get(name):
+                raise InputError(
+                    f"stage {phase.name} was stopped by another version of limbeck: {name} is {there} in "
+                    f"{checkpoint} and {here.get(name, 'nothing')} here; go on with that version, or remove "
+                    f"{checkpoint.parent} to start the stage anew"
+                )
 
 
 @contextmanager

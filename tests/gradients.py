@@ -26,6 +26,8 @@ from limbeck.training import DistillationTrainer, Teaching, Trained, train_stage
 
 TWO = Task("classification", LABELS)
 SHARD_ROWS = 3
+UNEVEN = ((3, 8, 1), (3, 7, 1), (1, 7, 2), (2, 7, 1))
+"""Examples a process, in all, and parts of an update: two epochs' worth of updates, of which the last is smaller."""
 CERTAIN = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
 
@@ -71,8 +73,9 @@ def capture_gradient(
     learning_rate: float = 1e-3,
     every: int = 1,
     bf16: bool = False,
+    examples: int = 8,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Train on the eight examples in their order; the last update's gradient and what was logged."""
+    """Train on the eight examples, or the first of them; the last update's gradient and what was logged."""
     tokenizer, gradient = make_tokenizer(), Gradient()
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -97,7 +100,7 @@ def capture_gradient(
         source=said_by_teacher(),
         model=make_model(**CERTAIN),
         args=arguments,
-        train_dataset=encode(mixed_examples(), tokenizer, TWO, 32),
+        train_dataset=encode(mixed_examples().select(range(examples)), tokenizer, TWO, 32),
         data_collator=partial(collate, tokenizer=tokenizer),
         processing_class=tokenizer,
         callbacks=[gradient],
@@ -138,6 +141,9 @@ def main(folder: Path) -> None:
     for batch_size, accumulation in ((4, 1), (2, 2)):
         gradient, _ = capture_gradient(folder / "trainer", batch_size, accumulation, bf16=True)
         torch.save(gradient, folder / f"bfloat16-{batch_size}x{accumulation}-{rank}.pt")
+    for size, examples, accumulation in UNEVEN:
+        gradient, history = capture_gradient(folder / "trainer", size, accumulation, 2, 0.0, examples=examples)
+        torch.save({"gradient": gradient, "history": history}, folder / f"last-{size}-{examples}-{rank}.pt")
     train_on_eight(folder, 4)
     torch.distributed.destroy_process_group()
 

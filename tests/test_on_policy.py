@@ -7,8 +7,11 @@ import itertools
 import pytest
 import torch
 from conftest import make_causal, make_chat_tokenizer
+from datasets import Dataset
 from torch import nn
+from transformers import GenerationConfig
 
+from limbeck.errors import InputError
 from limbeck.objectives import NextToken, PolicyGradient, SoftTargets
 from limbeck.recipe import terms
 from limbeck.recipe.schema import OnPolicy
@@ -101,6 +104,41 @@ def test_the_frequencies_of_answers_are_the_students_probabilities(student):
     counts = torch.bincount(made["targets"], minlength=len(p)) / 400
     best = p.topk(5).indices
     torch.testing.assert_close(counts[best], p[best], atol=0.08, rtol=0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_that_pad_the_vocabulary_and_the_models_own_settings_are_left_aside(shared):
+    """Of rows that no token has, the student's and the teacher's, however likely they are."""
+    likely = []
+    for seed in (0, 5):
+        model = make_causal(TOKENIZER, seed=seed)
+        model.resize_token_embeddings(len(TOKENIZER) + 8)
+        with torch.no_grad():
+            model.get_output_embeddings().weight[-8:] = 50 * model.get_output_embeddings().weight[0]
+        model.generation_config = GenerationConfig(min_p=0.9, no_repeat_ngram_size=1, suppress_tokens=[7])
+        likely.append(model)
+    own = likely[0].generation_config
+    section = OnPolicy(share=1, max_new_tokens=12, teacher_share=0.5 if shared else 0)
+    made = OwnAnswers(section, TOKENIZER, 0, likely[1] if shared else None)(likely[0], a_batch(), 0, 0)
+    assert made["targets"].max() < len(TOKENIZER)
+    assert likely[0].generation_config is own
+    plain = make_causal(TOKENIZER)
+    free = OwnAnswers(section, TOKENIZER, 0, None)(plain, a_batch(), 0, 0)
+    plain.generation_config = own
+    assert torch.equal(OwnAnswers(section, TOKENIZER, 0, None)(plain, a_batch(), 0, 0)["targets"], free["targets"])
+    if shared:
+        assert made["importance"].isfinite().all()
+
+
+def test_prompts_that_leave_too_little_room_are_refused():
+    examples = Dataset.from_dict({"first": [1, 20, 9], "length": [40, 30, 30]})
+    own = OwnAnswers(SECTION, TOKENIZER, 0, None)
+    own.check(examples, "distill", 32)
+    own.check(examples, "distill", None)
+    with pytest.raises(
+        InputError, match=r"stage 'distill': the prompt of example 1 has 20 tokens, which with .*=12 is"
+    ):
+        own.check(examples, "distill", 31)
 
 
 def test_a_mixture_draws_from_both_and_says_how_likely_each_was(student):

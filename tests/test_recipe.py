@@ -460,6 +460,38 @@ def test_what_a_language_model_has_no_use_for_is_refused(overrides, said):
     assert said in refusal(overrides, "distilbert-pretrain")
 
 
+SOFT = "stages.distill.objectives.soft_targets"
+TWICE = {"name": "again", "objectives": {"soft_targets": {"weight": 1, "temperature": 4}}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            {"teacher.words": "dense", f"{SOFT}.form": "mse"},
+            "stage 'distill' compares logits (soft_targets.form=mse), of which dense keeps the probabilities alone; "
+            "give teacher.words=nothing or another form",
+        ),
+        ({f"{SOFT}.form": "mse"}, "compares logits (soft_targets.form=mse), of which head_and_tail keeps few; give"),
+        (
+            {"teacher.words": "sampled", f"{SOFT}.form": "jsd"},
+            "soft_targets.form=jsd, which needs tokens that are kept for certain, and teacher.words=sampled keeps none",
+        ),
+        (
+            {"stages": [{"name": "distill", "objectives": {"soft_targets": 1}}, TWICE]},
+            "the stages' temperatures are 2 and 4, and head_and_tail is kept at one; give one temperature, or",
+        ),
+        (
+            {"stages.distill.on_policy": {"share": 1}, "teacher.words": "top_k"},
+            "own answers, on which no words are kept; give teacher.words=nothing or leave it out",
+        ),
+        ({"assistant": "small"}, "assistant is about masked-lm stages, and the task is causal-lm; drop it with"),
+    ],
+)
+def test_what_kept_words_cannot_serve_is_refused(overrides, said):
+    assert said in refusal(overrides, "word-kd")
+
+
 def test_terms_that_look_into_layers_may_go_with_layer_drop_or_stay_alone():
     allowed = staged(objectives={"hidden": 1, "soft_targets": 1}) | {"training.layer_drop": 0.1}
     assert load("hinton", PLAIN | allowed).training.layer_drop == 0.1

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.data_loader import BatchSamplerShard
 from conftest import LABELS, make_model, make_tokenizer, numbered
 from datasets import Dataset
 from gradients import (
     SHARD_ROWS,
+    UNEVEN,
     capture_gradient,
     label_eleven,
     mixed_examples,
@@ -29,6 +31,7 @@ from gradients import (
     train_on_eight,
 )
 from safetensors.torch import load_file, save_file
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 from limbeck.checkpoints import Checkpoint, open_classifier
@@ -43,6 +46,7 @@ from limbeck.tasks import Task, collate, encode
 from limbeck.teachers import HuggingFaceModel
 from limbeck.training import Teaching, checkpointing, lessons, stages, train_stages
 from limbeck.training.checkpointing import last_checkpoint, link_model, save_model
+from limbeck.training.order import EvenParts, unused
 from limbeck.training.trainer import DistillationTrainer
 
 TWO = Task("classification", LABELS)
@@ -101,6 +105,22 @@ def test_the_last_update_of_an_epoch_may_be_smaller(tmp_path):
             assert entry[term.name] == pytest.approx(mean.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("examples", [1, 7, 12, 16, 31])
+def test_processes_together_see_each_example_once_and_as_one_process_would(examples, processes):
+    batches = BatchSampler(SequentialSampler(range(examples)), 2, drop_last=False)
+    parts = EvenParts(batches, processes)
+    shards = [list(BatchSamplerShard(parts, processes, each, even_batches=False)) for each in range(processes)]
+    assert {len(shard) for shard in shards} == {-(-examples // (2 * processes))}
+    assert all(len(BatchSamplerShard(parts, processes, each, even_batches=False)) == len(shards[0]) for each in (0, 1))
+    for each, shard in enumerate(shards):
+        if unused(examples, 2, processes, each):
+            shard.pop()
+    updates = [[row for shard in shards for row in (shard[k] if k < len(shard) else [])] for k in range(len(shards[0]))]
+    whole = list(BatchSampler(SequentialSampler(range(examples)), 2 * processes, drop_last=False))
+    assert updates == whole
+
+
 def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path, monkeypatch):
     """Runs gradients.py under torchrun: labelling, one update as 2x4 and 2x2x2 examples, and a stage to its end."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(TESTS / "gradients.py")]
@@ -118,6 +138,14 @@ def test_two_processes_give_the_gradient_and_the_knowledge_of_one(tmp_path, monk
             assert distance(found["gradient"], exact) < 1e-6, (name, rank)
             for term in ("soft_targets", "hard_labels", "loss"):
                 assert found["history"][0][term] == pytest.approx(history[0][term], rel=1e-5), (name, rank, term)
+    for size, examples, accumulation in UNEVEN:
+        update = 2 * size * accumulation
+        gradient, history = capture_gradient(tmp_path / "here", update, 1, 2, 0.0, examples=examples)
+        for rank in (0, 1):
+            found = torch.load(tmp_path / "two" / f"last-{size}-{examples}-{rank}.pt")
+            assert distance(found["gradient"], gradient) < 1e-6, (size, examples, rank)
+            for entry, expected in zip(found["history"], history, strict=True):
+                assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-5), (size, examples, rank)
     here, _ = capture_gradient(tmp_path / "here", 8, 1, bf16=True)
     largest = max(tensor.abs().max().item() for tensor in exact.values())
     for name in ("4x1-0", "4x1-1", "2x2-0", "2x2-1"):  # exchanged in bfloat16, in which autocast computed them

@@ -39,9 +39,9 @@ from limbeck.teachers import HuggingFaceModel, open_teacher
 from limbeck.training import Teaching
 from limbeck.training.checkpointing import Bars
 from limbeck.training.lessons import Lesson, prepare_lesson
+from limbeck.training.order import LengthGroupedByEpoch
 from limbeck.training.phases import Phase, phases_of
 from limbeck.training.stages import as_trained, trainer_for
-from limbeck.training.trainer import LengthGroupedByEpoch
 
 BATCHES = 12
 """Of training that are timed, after as many that are not."""

@@ -130,20 +130,16 @@ def _answers(checkpoint: Checkpoint, some: Dataset, limit: int, rules: AnswerRul
     config = GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=ends, pad_token_id=padding)
     found: list[list[int]] = [[]] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
-    own, model.generation_config = model.generation_config, GenerationConfig()  # it would fill in what is not said
     model.to(hardware.device()).eval()
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(order), BATCH):
-                places = order[start : start + BATCH]
-                steps = LogitsProcessorList()
-                if rules is not None:
-                    steps.append(RulesProcessor(rules.of(checkpoint), [some["prompt"][place] for place in places]))
-                rows = written(model, [prompts[place] for place in places], config, steps)
-                for place, row in zip(places, rows, strict=True):
-                    found[place] = row
-    finally:
-        model.generation_config = own
+    with torch.inference_mode():
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            steps = LogitsProcessorList()
+            if rules is not None:
+                steps.append(RulesProcessor(rules.of(checkpoint), [some["prompt"][place] for place in places]))
+            rows = written(model, [prompts[place] for place in places], config, steps)
+            for place, row in zip(places, rows, strict=True):
+                found[place] = row
     return found
 
 

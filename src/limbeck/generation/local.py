@@ -124,7 +124,6 @@ class LocalTeacher:
             for weight in self.model.parameters()
         }
         model = copy.deepcopy(self.model, weights).to(device).eval()
-        model.generation_config = GenerationConfig()
         return model
 
     def _generate(self, model: PreTrainedModel, asks: list[Ask], prompts: list[list[int]]) -> list[Answer]:
@@ -157,7 +156,7 @@ def written(
     """What a causal language model goes on with after each prompt of a batch, token ids with whatever pads them.
 
     Args:
-        model: its own `generation_config` fills in what `config` leaves out.
+        model: its own `generation_config`, which would fill in what `config` leaves out, is left aside meanwhile.
         prompts: token ids.
         config: with `pad_token_id` and `eos_token_id`.
         steps: what is done to the scores.
@@ -169,10 +168,14 @@ def written(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     device = model.device
-    with quiet():
-        out = model.generate(
-            ids.to(device), attention_mask=mask.to(device), generation_config=config, logits_processor=steps
-        )
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with quiet():
+            out = model.generate(
+                ids.to(device), attention_mask=mask.to(device), generation_config=config, logits_processor=steps
+            )
+    finally:
+        model.generation_config = own
     found: list[list[int]] = out[:, width:].tolist()
     return found
 

@@ -27,9 +27,9 @@ def check_words(recipe: Recipe) -> None:
             "stages learn soft_targets from the data's answers and from the teacher's, and words are kept of one; give "
             "teacher.words=nothing"
         )
+    _check_forms(soft, keep)
     if keep == "dense":
         return
-    _check_forms(soft, keep)
     temperatures = sorted({term.temperature for term in soft.values()})
     if len(temperatures) > 1:
         raise ValueError(
@@ -53,8 +53,8 @@ def _check_forms(soft: dict[str, SoftTargets], keep: str) -> None:
     for name, term in soft.items():
         if term.form == "mse":
             raise ValueError(
-                f"stage '{name}' compares logits (soft_targets.form=mse), of which {keep} keeps few; give "
-                "teacher.words=nothing or another form"
+                f"stage '{name}' compares logits (soft_targets.form=mse), of which {keep} keeps "
+                f"{'the probabilities alone' if keep == 'dense' else 'few'}; give teacher.words=nothing or another form"
             )
         if keep == "sampled" and term.form not in ("kl", "cross-entropy"):
             raise ValueError(

@@ -211,6 +211,8 @@ def _about_language(
     table = splits.train if phase.stage.on == "train" else splits.transfer
     with hardware.processes().main_process_first():
         learn = encode_language(table, student, recipe.task, prompts=rules is not None)
+        if own is not None:
+            own.check(learn, phase.stage.name, getattr(student.model.config, "max_position_embeddings", None))
         watched = encode_language(splits.validation, student, recipe.task)
     if rules is not None and isinstance(source, LiveTeacher):
         source = RuledWords(source, rules.of(student), learn["prompt"])

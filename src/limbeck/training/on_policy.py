@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from limbeck.anatomy import VocabularyHead
+from limbeck.errors import InputError
+from limbeck.generation.local import written
 from limbeck.objectives.vocabulary import chunks
 from limbeck.recipe.schema import OnPolicy
 from limbeck.signals import SparseWords, WordSource
@@ -21,7 +31,8 @@ class OwnAnswers:
     """Replaces the answers of some batches by what the student says itself.
 
     Whether an update is about its own answers, and what they are, follows from the seed and the update's number alone,
-    so that a run which is resumed goes on with the same ones. No gradient reaches the sampling.
+    so that a run which is resumed goes on with the same ones. No gradient reaches the sampling. Only tokens that the
+    tokenizer knows are drawn: a vocabulary is often padded, and a padding row means nothing to anybody.
 
     Args:
         section: how often, how long, at which temperature, and with how much of the teacher.
@@ -43,6 +54,22 @@ class OwnAnswers:
         self.ends = sorted({tokenizer.eos_token_id, *ends} - {None})
         self.collate = CausalBatches(tokenizer)
 
+    def check(self, examples: Dataset, stage: str, positions: int | None) -> None:
+        """Refuse prompts that leave an answer too little room in the `positions` tokens that the student reads.
+
+        Raises:
+            InputError: names the example, counted from 1.
+        """
+        room = self.section.max_new_tokens
+        for row, (first, whole) in enumerate(zip(examples["first"], examples["length"], strict=True)):
+            length = _prompt(first, whole)
+            if positions is not None and length + room > positions:
+                raise InputError(
+                    f"stage '{stage}': the prompt of example {row + 1} has {length} tokens, which with "
+                    f"on_policy.max_new_tokens={room} is more than the {positions} that the student reads; lower that "
+                    "number or task.max_length"
+                )
+
     def wanted(self, update: int) -> bool:
         """Whether this update is about the student's own answers."""
         return bool(np.random.default_rng([self.seed, update]).random() < self.section.share)
@@ -59,35 +86,33 @@ class OwnAnswers:
 
         Returns:
             `targets` are what the student said, and `own` says so: to terms on true tokens they are none.
-            With some of the teacher mixed in, `importance` float32 [N]: the student's probability of each token over
-            that with which it was drawn.
+            With some of the teacher mixed in, `importance` float32 [N]: the student's probability of each token, at
+            the sampling's temperature, over that with which it was drawn.
         """
         prompts = self._prompts(batch)
-        longest = max(map(len, prompts))
-        padding = self.collate.padding
-        ids = torch.tensor([[padding] * (longest - len(p)) + p for p in prompts], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-        mixing = _Mixture(self.teacher, mask, self.section) if self.teacher is not None else None
+        steps, mixing = LogitsProcessorList([_Known(len(self.tokenizer))]), None
+        if self.teacher is not None:
+            longest = max(map(len, prompts))
+            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+            mixing = _Mixture(self.teacher, mask, self.section, len(self.tokenizer))
+            steps.append(mixing)
+        config = GenerationConfig(
+            max_new_tokens=self.section.max_new_tokens,
+            do_sample=True,
+            temperature=self.section.temperature,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=self.collate.padding,
+            eos_token_id=self.ends or None,
+        )
         training = model.training
         model.eval()
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(np.random.default_rng([self.seed, update, part]).integers(2**31)))
-            said = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=self.section.max_new_tokens,
-                do_sample=True,
-                temperature=self.section.temperature,
-                top_k=0,
-                top_p=1.0,
-                repetition_penalty=1.0,
-                pad_token_id=padding,
-                eos_token_id=self.ends or None,
-                logits_processor=LogitsProcessorList([mixing] if mixing else []),
-            )[:, longest:]
+            said = written(model, prompts, config, steps)
         model.train(training)
-        answers = [self._up_to_end(tokens) for tokens in said.tolist()]
+        answers = [self._up_to_end(tokens) for tokens in said]
         examples = [
             {"input_ids": [*prompt, *answer], "first": len(prompt), "row": row}
             for prompt, answer, row in zip(prompts, answers, batch["row"].tolist(), strict=True)
@@ -95,7 +120,7 @@ class OwnAnswers:
         made = {name: tensor.to(model.device) for name, tensor in self.collate(examples).items()}
         made["own"] = torch.ones((), dtype=torch.bool)
         if mixing:
-            ratios = mixing.ratios(said[:, -1:])
+            ratios = mixing.ratios(torch.tensor([tokens[-1:] for tokens in said], device=model.device))
             made["importance"] = torch.cat([ratios[row, : len(answer)] for row, answer in enumerate(answers)])
         return made
 
@@ -107,7 +132,7 @@ class OwnAnswers:
         for row, tokens in enumerate(batch["input_ids"].tolist()):
             first = int(places[rows == row].min()) + 1
             length = int(batch["attention_mask"][row].sum())
-            found.append(tokens[: first if first > 1 else max(1, length // 2)])
+            found.append(tokens[: _prompt(first, length)])
         return found
 
     def _up_to_end(self, tokens: list[int]) -> list[int]:
@@ -115,11 +140,28 @@ class OwnAnswers:
         return tokens[: end + 1]
 
 
+def _prompt(first: int, length: int) -> int:
+    """How much of an example of so many tokens comes before an answer; `first` is the first token to be predicted."""
+    return first if first > 1 else max(1, length // 2)
+
+
+class _Known(LogitsProcessor):
+    """Leaves the tokens below `vocabulary` alone."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.index_fill(-1, torch.arange(self.vocabulary, scores.shape[-1], device=scores.device), -torch.inf)
+
+
 class _Mixture(LogitsProcessor):
     """Draws from a mixture of teacher and student (Gu et al. 2024, section 2.2), and remembers each token's ratio."""
 
-    def __init__(self, teacher: PreTrainedModel, mask: torch.Tensor, section: OnPolicy) -> None:
-        self.teacher, self.mask, self.section = teacher, mask, section
+    def __init__(self, teacher: PreTrainedModel, mask: torch.Tensor, section: OnPolicy, vocabulary: int) -> None:
+        self.teacher, self.mask, self.section, self.vocabulary = teacher, mask, section, vocabulary
+        last_alone = "logits_to_keep" in inspect.signature(teacher.forward).parameters
+        self.keep = {"logits_to_keep": 1} if last_alone else {}
         self.cache = None
         self.before: torch.Tensor | None = None
         self._parts: list[torch.Tensor] = []
@@ -131,14 +173,13 @@ class _Mixture(LogitsProcessor):
         grown = torch.ones(len(input_ids), input_ids.shape[1] - self.mask.shape[1], dtype=torch.long)
         mask = torch.cat([self.mask, grown.to(self.mask.device)], 1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -fresh.shape[1] :]
-        output = self.teacher(
-            input_ids=fresh, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
-        )
+        given = {"input_ids": fresh, "attention_mask": mask, "position_ids": positions}
+        output = self.teacher(**given, past_key_values=self.cache, use_cache=True, **self.keep)
         self.cache = output.past_key_values
         # The sampler divides by the temperature later; the mixture is of the distributions it will draw from.
         heat = self.section.temperature
         q = (scores.float() / heat).log_softmax(-1)
-        p = _fitted(output.logits[:, -1].float() / heat, q.shape[-1]).log_softmax(-1)
+        p = _fitted(output.logits[:, -1, : self.vocabulary].float() / heat, q.shape[-1]).log_softmax(-1)
         share = self.section.teacher_share
         mixed = torch.logaddexp(p + math.log(share), q + math.log1p(-share))
         self.before = (q - mixed).exp()

@@ -16,7 +16,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from limbeck import hardware
 from limbeck.anatomy import Capture, StatesAt, WordsAt
@@ -27,29 +26,11 @@ from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import Batch, model_inputs
 from limbeck.training.on_policy import OwnAnswers, advantages
+from limbeck.training.order import EvenParts, LengthGroupedByEpoch, unused
 from limbeck.training.profiling import Profile, region
 
-
-class LengthGroupedByEpoch(LengthGroupedSampler):
-    """Batches of like length in an order that follows from seed and epoch alone.
-
-    Transformers draws the order from the global generator. A run that goes on within an epoch would then see another
-    order and so some examples twice and others never; and processes whose dropout drew differently would disagree.
-
-    Args:
-        batch_size: examples that are grouped, a whole update's.
-        lengths: by example.
-        seed: of the run.
-        epoch: says which epoch it is.
-    """
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]) -> None:
-        super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
-        return iter(super().__iter__())
+UNUSED = "unused"
+"""In a batch that only keeps a process busy: it counts for nothing."""
 
 
 class ExchangeInBfloat16(DistributedDataParallelKwargs):
@@ -131,6 +112,14 @@ class DistillationTrainer(Trainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedByEpoch(size, lengths, self.args.seed, lambda: int(self.state.epoch or 0))
 
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """With no example twice in an epoch, however many processes share it."""
+        loader: DataLoader[Batch] = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            shard: Any = loader.batch_sampler
+            shard.batch_sampler, shard.even_batches = EvenParts(shard.batch_sampler, self.args.world_size), False
+        return loader
+
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader[Batch]:
         """With the validation's own collator."""
         ours, self.data_collator = self.data_collator, self.eval_collator
@@ -146,12 +135,18 @@ class DistillationTrainer(Trainer):
         """The micro-batches of one update, and each term's count over all of them on all processes, float32 [terms]."""
         with region("data"):
             batches = list(islice(epoch_iterator, num_batches))
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            size, here = self.args.train_batch_size, (self.args.world_size, self.args.process_index)
+            if unused(len(self.train_dataset), size, *here):
+                batches[-1][UNUSED] = torch.ones((), dtype=torch.bool)
         if self.profile is not None and batches:
             self.profile.saw(batches)
         update = self.state.global_step
         if self.own_answers is not None and self.own_answers.wanted(update):
             batches = [self._answered(batch, update, number) for number, batch in enumerate(batches)]
-        found = [torch.stack([term.count(batch) for term in self.terms]).float() for batch in batches]
+        found = [
+            torch.stack([term.count(batch) for term in self.terms]).float() for batch in batches if UNUSED not in batch
+        ]
         counts = torch.stack(found).sum(0) if found else torch.zeros(len(self.terms))
         counts = counts.to(device, non_blocking=True)
         if self.args.world_size > 1:
@@ -166,8 +161,9 @@ class DistillationTrainer(Trainer):
         if balance is None or not batches:
             return
         with torch.no_grad(), self.compute_loss_context_manager():
-            said = [self._forward(self.model, self._prepare_inputs(batch)).paths for batch in batches]
-        sums = torch.stack([balance.sums(paths) for paths in said]).sum(0)
+            given = [self._prepare_inputs(batch) for batch in batches]
+            said = [balance.sums(self._forward(self.model, batch).paths) * (UNUSED not in batch) for batch in given]
+        sums = torch.stack(said).sum(0)
         balance.begin(self.accelerator.reduce(sums, "sum") if self.args.world_size > 1 else sums)
 
     def _answered(self, batch: Batch, update: int, number: int) -> Batch:
@@ -225,6 +221,8 @@ class DistillationTrainer(Trainer):
             outputs = output
             with region("terms"):
                 losses, loss = self._weigh(output, teacher, inputs, counts)
+                if UNUSED in inputs:
+                    losses, loss = 0 * losses, 0 * loss
             # Summed on the device and read only when logged: no synchronisation per step.
             self._sums = losses if self._sums is None else self._sums + losses
             return loss * float(self.args.world_size)

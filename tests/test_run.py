@@ -270,16 +270,17 @@ def test_a_run_goes_on_with_another_number_of_processes(
         assert (value - two_then_one[name]).abs().max() < 1e-5, name
 
 
+@pytest.mark.parametrize("more", [[], ["training.layer_drop=0.5"], ["training.dropout=false"]])
 def test_a_profile_says_where_time_goes_and_changes_nothing(
-    tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], tmp_path: Path, tiny_teacher_dir: Path, reviews_csv: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from limbeck.cli import app, main
 
     words = [f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", "baseline=false", "export=[]", "training.epochs=2"]
-    words += ["training.batch_size=4", "evaluation.resamples=100", "evaluation.speed=false"]
-    for name, more in (("plain", []), ("told", ["--profile"])):
+    words += ["training.batch_size=4", "evaluation.resamples=100", "evaluation.speed=false", *more]
+    for name, told in (("plain", []), ("told", ["--profile"])):
         with pytest.raises(SystemExit) as done:
-            main(lambda more=more, name=name: app(["distill", *words, f"output={tmp_path}/{name}", *more]))
+            main(lambda told=told, name=name: app(["distill", *words, f"output={tmp_path}/{name}", *told]))
         assert done.value.code == 0
     assert "above the floor (" in capsys.readouterr().err
     found = json.loads((tmp_path / "told" / "logs" / "profile-student-1-distill.json").read_text())
@@ -287,7 +288,8 @@ def test_a_profile_says_where_time_goes_and_changes_nothing(
     low, high = found["quartiles"]
     assert low <= found["above the floor"] <= high
     assert found["floor"] > 0
-    assert set(found["profiled"]) == {"data", "knowledge or teacher", "forward", "terms", "backward", "update"}
+    parts = {"data", "knowledge or teacher", "forward", "terms", "backward", "update", "clipping, logging, the rest"}
+    assert set(found["profiled"]) == parts
     assert all(seconds > 0 for seconds in found["profiled"].values())
     assert (tmp_path / "told" / "logs" / "profile-student-1-distill.trace.json").is_file()
     one, two = ((tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("plain", "told"))

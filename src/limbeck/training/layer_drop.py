@@ -45,7 +45,7 @@ def drop_layers(model: PreTrainedModel, probability: float) -> Iterator[None]:
         ) from None
     earlier = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = _sometimes(layer, layer.forward, probability)
+        layer.forward = _Sometimes(layer, layer.forward, probability)
     try:
         yield
     finally:
@@ -56,21 +56,24 @@ def drop_layers(model: PreTrainedModel, probability: float) -> Iterator[None]:
                 layer.forward = forward
 
 
-def _sometimes(layer: nn.Module, forward: Callable[..., Any], probability: float) -> Callable[..., Any]:
-    """The layer's forward pass, or what it read, in the form that the layer returns: MPNet's is a tuple."""
-    returns_tuple: bool | None = None
+class _Sometimes:
+    """The layer's forward pass, or what it read, in the form that the layer returns: MPNet's is a tuple.
 
-    def either(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        nonlocal returns_tuple
-        if not layer.training or torch.rand((), device="cpu").item() >= probability:
-            output = forward(hidden, *args, **kwargs)
-            returns_tuple = isinstance(output, tuple)
+    An object rather than a function, so that a copy of the model has its own, of its own layers.
+    """
+
+    def __init__(self, layer: nn.Module, forward: Callable[..., Any], probability: float) -> None:
+        self.layer, self.forward, self.probability = layer, forward, probability
+        self.returns_tuple: bool | None = None
+
+    def __call__(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not self.layer.training or torch.rand((), device="cpu").item() >= self.probability:
+            output = self.forward(hidden, *args, **kwargs)
+            self.returns_tuple = isinstance(output, tuple)
             return output
-        if returns_tuple is None:
+        if self.returns_tuple is None:
             # Run once to see its form, leaving no trace: a run that is resumed here draws what it would have drawn.
             devices = [hidden.device] if hidden.is_cuda else []
             with torch.no_grad(), torch.random.fork_rng(devices):
-                returns_tuple = isinstance(forward(hidden, *args, **kwargs), tuple)
-        return (hidden,) if returns_tuple else hidden
-
-    return either
+                self.returns_tuple = isinstance(self.forward(hidden, *args, **kwargs), tuple)
+        return (hidden,) if self.returns_tuple else hidden

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from limbeck import hardware
 from limbeck.files import write_json
 from limbeck.progress import say
+from limbeck.recipe.schema import Training
 
 SKIPPED, TIMED, PROFILED = 5, 30, 20
 """Updates before, for kernels to be picked and memory to be allocated; then those timed, then those profiled."""
@@ -51,6 +52,7 @@ class Profile(TrainerCallback):
         self._floors: list[float] = []
         self._run: Callable[[Any], None] | None = None
         self._updates, self._profiled = 0, 0
+        self._whole: list[float] = []
         self._since: float | None = None
         self._profile: Any = None
         self._done = False
@@ -77,8 +79,11 @@ class Profile(TrainerCallback):
         hardware.synchronise()
         if self._profile is not None:
             self._profiled += 1
+            if self._since is not None:
+                self._whole.append(time.perf_counter() - self._since)
             if self._profiled == PROFILED:
                 self._finish()
+            self._since = time.perf_counter()
             return
         if self._since is not None:
             self._seconds.append(time.perf_counter() - self._since)
@@ -130,7 +135,9 @@ class Profile(TrainerCallback):
             "backward": seconds["step"] - seconds["loss"],
             "update": sum(took for key, took in found.items() if key.startswith("Optimizer.")) / count,
         }
-        step, whole = float(np.mean(self._seconds)), sum(parts.values())
+        step, whole = float(np.mean(self._seconds)), float(np.mean(self._whole or [0.0]))
+        parts["clipping, logging, the rest"] = max(0.0, whole - sum(parts.values()))
+        whole = sum(parts.values())
         result = {"updates": len(self._seconds), "seconds": step, "profiled": parts}
         said = ""
         if self._floors:
@@ -154,9 +161,14 @@ class Profile(TrainerCallback):
             return time.perf_counter() - started
 
 
-def student_alone(model: nn.Module, inputs: Callable[[Any], dict[str, Any]], autocast: Any, rate: float) -> Any:  # noqa: ANN401
+def student_alone(
+    model: nn.Module,
+    inputs: Callable[[Any], dict[str, Any]],
+    autocast: Any,  # noqa: ANN401
+    training: Training,
+) -> Callable[[list[Any]], None]:
     """The floor: a copy of the student that learns nothing in particular, with the same kind of update."""
-    own = copy.deepcopy(model).train()
+    own, rate = copy.deepcopy(model).train(training.dropout), training.learning_rate
     optimizer = torch.optim.AdamW([p for p in own.parameters() if p.requires_grad], lr=rate, fused=True)
 
     def run(batches: list[Any]) -> None:

@@ -283,7 +283,7 @@ def _profile(lesson: Lesson, recipe: Recipe, training: Training, workplace: Path
     group = hardware.processes()
     number = "" if group.num_processes == 1 else f"-{group.process_index}"
     autocast = partial(hardware.autocast, hardware.pick_precision(training.precision))
-    floor = partial(student_alone, lesson.model, model_inputs, autocast, training.learning_rate)
+    floor = partial(student_alone, lesson.model, model_inputs, autocast, training)
     without = lesson.words is not None or sharded() or zero()  # a split student has no copy
     return Profile(logs / f"profile-{workplace.name}{number}.json", None if without else floor)
 

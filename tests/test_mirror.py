@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from conftest import PER_SHARD, STORED_ROWS
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from test_knowledge import TWO, Fake, Killed, content, flip
 
 from limbeck.errors import InputError, LimbeckError
@@ -80,6 +84,32 @@ def test_what_was_made_here_before_goes_there(texts, tmp_path, url):
     assert asked.asked == []
 
 
+def test_two_machines_share_the_work_of_one_run(texts, tmp_path):
+    """Processes that share no folder: each asks about its part, and both end with the whole store."""
+    texts.save_to_disk(tmp_path / "texts")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there = f"file://{tmp_path}/there"
+    for turn in ("made", "fetched"):
+        machines = []
+        for rank in range(2):
+            known = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
+            machine = os.environ | {name: str(value) for name, value in known.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            words = [sys.executable, __file__, str(tmp_path / "texts"), str(tmp_path / str(rank)), there]
+            machines.append(subprocess.Popen(words, env=machine, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        said = [machine.communicate(timeout=120) for machine in machines]
+        assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+        asked = [int(out.split()[-1]) for out, _ in said]
+        assert sum(asked) == (STORED_ROWS if turn == "made" else 0)
+        assert all(asked) == (turn == "made")
+        alone, _ = label(texts, tmp_path / "alone", None)
+        for rank in range(2):
+            found = content(tmp_path / str(rank) / alone.folder.name)
+            assert found | {"lock": b""} == content(alone.folder)
+        shutil.rmtree(tmp_path / "1")
+
+
 def test_a_damaged_object_is_named(texts, tmp_path):
     url = f"file://{tmp_path}/there"
     made, _ = label(texts, tmp_path / "first", url)
@@ -139,3 +169,13 @@ def test_a_connection_that_breaks_off_loses_nothing(texts, tmp_path, monkeypatch
     second, not_asked = label(texts, tmp_path / "second", url)
     assert not_asked.asked == []
     assert len(second) == STORED_ROWS
+
+
+def main(texts: str, root: str, url: str) -> None:
+    """What each machine of a run does."""
+    store.SHARD_ROWS, store.ABREAST = PER_SHARD, 1
+    sys.stdout.write(f"{len(label(load_from_disk(texts), Path(root), url)[1].asked)}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -150,6 +150,7 @@ def _fill(
     """Make a store's missing shards, where some are; the main process has its lock."""
     group = hardware.processes()
     group.wait_for_everyone()
+    _fetch_elsewhere(folder, request, mirror)
     if (folder / "manifest.json").is_file():
         say(f"knowledge: reused {request.rows:,} examples from {folder}; the teacher was not asked")
         if mirror is not None and group.is_main_process and not mirror.finished:
@@ -168,11 +169,24 @@ def _fill(
     _make(open_shards[group.process_index :: group.num_processes], folder, request, examples, write, work, mirror)
     group.wait_for_everyone()
     if group.is_main_process:
+        if mirror is not None and group.num_processes > 1:
+            mirror.fetch(folder, request.shards)  # those of other machines
         store.finish(folder, request, features(folder))
         if mirror is not None:
             mirror.finish(folder)
         seconds = time.monotonic() - started
         say(f"knowledge: the teacher was asked about {request.rows:,} examples in {seconds:.1f} s; kept in {folder}")
+    group.wait_for_everyone()
+    _fetch_elsewhere(folder, request, mirror)
+
+
+def _fetch_elsewhere(folder: Path, request: Request, mirror: Mirror | None) -> None:
+    """Bring what is behind the URL to machines that do not share the main process's folder, once to each."""
+    group = hardware.processes()
+    if mirror is None or group.num_processes == 1:
+        return
+    if group.is_local_main_process and not group.is_main_process and not store.is_finished(folder, request):
+        mirror.fetch(folder, request.shards)
     group.wait_for_everyone()
 
 

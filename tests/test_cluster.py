@@ -14,6 +14,7 @@ from limbeck import label
 from limbeck.checkpoints import Checkpoint
 from limbeck.errors import InputError, LimbeckError
 from limbeck.knowledge import label_texts
+from limbeck.knowledge.cluster import cores_each
 from limbeck.knowledge.labelling import Work
 from limbeck.tasks import Task
 from limbeck.teachers import HuggingFaceModel
@@ -76,6 +77,13 @@ def test_a_worker_that_fails_is_told_in_a_sentence_and_the_rest_is_kept(texts, t
 def test_more_workers_than_the_cluster_has_room_for_are_refused(texts, tmp_path):
     with pytest.raises(InputError, match=r"labelling\.workers=4096, but the cluster has \d+ (cores|GPUs)"):
         label_texts(teacher(), texts, TWO, tmp_path, (), Work(ray=True, workers=4096))
+
+
+def test_every_worker_finds_room_on_a_machine():
+    assert cores_each([4, 12], 2) == 6
+    assert cores_each([3, 3], 3) == 1
+    assert cores_each([16], 1) == 16
+    assert cores_each([2, 0, 2], 4) == 1
 
 
 def test_the_command_labels_on_a_cluster(tiny_teacher_dir: Path, reviews_csv: Path, tmp_path: Path):

@@ -63,12 +63,13 @@ def write_shards(
         ray.init(include_dashboard=False, logging_level=logging.ERROR)  # RAY_ADDRESS names a cluster
     have = ray.cluster_resources()
     gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
-    machines = sum(node["Alive"] for node in ray.nodes())
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    machines = len(nodes)
     count = workers or gpus or machines
     if count > (gpus or cores):
         what = f"{gpus} GPUs" if gpus else f"{cores} cores"
         raise InputError(f"labelling.workers={count}, but the cluster has {what}; give at most as many")
-    needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": cores // count}
+    needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": cores_each(nodes, count)}
     say(f"knowledge: {count} workers of a Ray cluster with {machines} machines, {cores} cores and {gpus} GPUs")
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -88,6 +89,11 @@ def write_shards(
         # Ray has the worker's own error as a line of a text alone.
         said = re.findall(r"^[\w.]*(?:Error|Exception): .*$", str(error), re.MULTILINE) or [type(error).__name__]
         raise LimbeckError(f"a worker failed ({said[0]}); what is done is kept: run the same command again") from None
+
+
+def cores_each(machines: list[int], workers: int) -> int:
+    """How many cores each worker gets: as many as leave room for all of them on machines of so many cores."""
+    return next(each for each in range(max(machines), 0, -1) if sum(cores // each for cores in machines) >= workers)
 
 
 def _numbered(index: int, part: Dataset) -> pa.Table:

@@ -9,7 +9,9 @@ from conftest import make_model, make_tokenizer
 from test_knowledge import content
 
 import limbeck
+from limbeck import preparing, recipe, sizing
 from limbeck.errors import InputError
+from limbeck.folder import RunFolder
 from limbeck.report import advice, plan_table
 from limbeck.sizing import Plan, Proposal, Target
 
@@ -79,6 +81,19 @@ def test_what_is_proposed_is_what_is_made(tiny_teacher_dir: Path, reviews_csv: P
     assert best.parameters == metrics["student"]["size"]["parameters"]
     assert best.bytes == pytest.approx(metrics["student"]["size"]["bytes"], rel=0.1)
     assert best.knowledge_bytes == pytest.approx(metrics["knowledge"]["bytes"], rel=0.3)
+
+
+@pytest.mark.parametrize(("every", "saves"), [({}, 2), ({"training.checkpoint_steps": 3}, 5)])
+def test_validations_and_checkpoints_are_counted(every, saves, tiny_teacher_dir, reviews_csv, tmp_path, monkeypatch):
+    """Of 16 updates in two epochs: as if an update took a second, a validation 100 and a checkpoint 10,000."""
+    for name, seconds in (("step", 1), ("validation", 100), ("checkpoint", 10_000)):
+        monkeypatch.setattr(sizing._Stopwatch, name, seconds)
+    settings = {"teacher": str(tiny_teacher_dir), "data": str(reviews_csv), "output": str(tmp_path), "export": []}
+    rules = recipe.load("hinton", settings | {"training.epochs": 2, "training.batch_size": 12, **every})
+    ready = preparing.prepare(rules, {}, RunFolder(tmp_path))
+    assert len(ready.splits.train) == 96
+    seconds, _ = sizing._training(rules, ready)
+    assert seconds == 16 + saves * 10_100
 
 
 def test_objects_are_planned_like_files(reviews):

@@ -309,10 +309,11 @@ def _phase(
         trainer.add_callback(watch)
         trainer.train()
         trainer.capture.close()
-    validations = 0 if held is None else max(1, round(training.epochs))
-    seconds = watch.step * steps
-    seconds += validations * watch.validation * (len(held) / len(some.validate) if held and some.validate else 1)
-    return seconds + max(1, round(training.epochs)) * watch.checkpoint, memory.read()
+    every = training.checkpoint_steps
+    saves = max(1, round(training.epochs) if every is None else steps // every)
+    seconds = watch.step * steps + saves * watch.checkpoint
+    seconds += saves * watch.validation * (len(held) / len(some.validate) if held and some.validate else 0)
+    return seconds, memory.read()
 
 
 def _updates(learn: Dataset, size: int, seed: int) -> list[int]:

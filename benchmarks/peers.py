@@ -143,14 +143,17 @@ def trainer(options: argparse.Namespace, bfloat16: bool = False) -> Side:
             for part in (ready.splits.train, ready.splits.validation)
         ]
         arguments = TrainingArguments(weight_decay=0.01, **usual(folder, seed, bfloat16))
-        Distilling(
+        distilling = Distilling(
             model=student,
             args=arguments,
             train_dataset=parts[0],
             eval_dataset=parts[1],
             data_collator=DataCollatorWithPadding(tokenizer),
-        ).train()
-        return time.perf_counter() - started, ready.student
+        )
+        distilling.train()
+        took = time.perf_counter() - started
+        distilling.accelerator.unwrap_model(student, keep_fp32_wrapper=False)  # to be judged without autocast
+        return took, ready.student
 
     return run
 

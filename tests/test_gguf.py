@@ -203,3 +203,20 @@ def test_a_token_that_swallows_spaces_is_refused(tmp_path: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|x|>", rstrip=True)]})
     with pytest.raises(InputError, match="rules that GGUF does not keep"):
         export_gguf(Checkpoint(make_causal(), tokenizer, "tiny"), tmp_path / "a.gguf")
+
+
+def test_a_run_exports_opens_and_measures_its_student(tmp_path: Path, corpus_txt: Path, command: Any) -> None:
+    make_causal(vocabulary=len(make_byte_tokenizer())).save_pretrained(tmp_path / "teacher")
+    make_byte_tokenizer().save_pretrained(tmp_path / "teacher")
+    words = [f"teacher={tmp_path / 'teacher'}", f"data={corpus_txt}", f"output={tmp_path / 'run'}", "student.layers=2"]
+    words += ["export=[gguf, gguf-q8]", "baseline=false", "training.epochs=1", "evaluation.resamples=100"]
+    code, printed = command("distill", "word-kd", *words, "task.max_length=32", "evaluation.speed=false")
+    assert code == 0, printed
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    plain = metrics["student"]["quality"]["perplexity"]["value"]
+    for name, far in (("student_gguf", 1e-3), ("student_gguf_q8", 0.05)):
+        assert metrics[name]["quality"]["perplexity"]["value"] == pytest.approx(plain, rel=far)
+        assert metrics[name]["size"]["bytes"] < metrics["student"]["size"]["bytes"]
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student").eval()
+    (file,) = [path for path in (tmp_path / "run").rglob("*.gguf") if "q8" not in path.name]
+    assert (logits(open_causal(str(file)).model) - logits(student)).abs().max() < 1e-2 * logits(student).abs().max()

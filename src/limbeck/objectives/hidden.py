@@ -19,7 +19,7 @@ class Hidden(nn.Module):
     """The states after mapped layers; where the widths differ, the student's through one learnt W for all layers.
 
     Inputs: student states s [B, n, d_s]; teacher states t [B, n, d_t], or of form `cls` its `features` [B, d_t], which
-    a store can keep. Padding contributes nothing.
+    a store can keep. Padding contributes nothing. A conversation's prompt counts: what is said depends on its states.
 
     Forms:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,32 @@ def test_answers_do_not_depend_on_batch_size_or_order(texts):
         other = teacher(batch_size=size).ask(texts.select(order), (2,))
         np.testing.assert_allclose(other.logits, one.logits[order], atol=1e-5)
         np.testing.assert_allclose(other.features[2], one.features[2][order], atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_batches_at_once_are_answered_as_one_after_the_other(kind, texts, monkeypatch):
+    before = torch.get_num_threads()
+    model, seen, forward = teacher(kind=kind, batch_size=2), set(), HuggingFaceModel.forward
+
+    def watched(self: HuggingFaceModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.add(threading.get_ident())
+        return forward(self, batch)
+
+    monkeypatch.setattr(HuggingFaceModel, "forward", watched)
+    try:
+        torch.set_num_threads(1)
+        one = model.ask(texts).logits
+        assert seen == {threading.get_ident()}
+        torch.set_num_threads(3)
+        np.testing.assert_allclose(model.ask(texts).logits, one, atol=1e-6)
+        assert len(seen) > 1
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr(model, "forward", lambda batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.ask(texts)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pairs_are_read_with_segments():

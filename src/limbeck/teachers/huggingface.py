@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from limbeck.signals import Signals, Wanted
 from limbeck.tasks import Task
 from limbeck.tasks.reader import reader_of
 from limbeck.tasks.text import Batch, length_sorted_batches, model_inputs
+
+ABREAST = 4
+"""Batches that CPUs work on at once, at most: each holds its own states."""
 
 
 class HuggingFaceModel:
@@ -103,13 +108,40 @@ class HuggingFaceModel:
         logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
         states: dict[int, np.ndarray] = {}
         with Capture(self.model, Wanted(features=frozenset(layers.values()))) as capture:
-            for rows, examples in length_sorted_batches(encoded, self.batch_size):
-                logits[rows] = self.forward(self._place(self.reader.collate(examples))).float().cpu().numpy()
+            for rows, said in self._answered(encoded, alone=bool(layers)):
+                logits[rows] = said.float().cpu().numpy()
                 found = capture.signals().features
                 for number, layer in layers.items():
                     cls = found[layer].to(torch.float16).cpu().numpy()
                     states.setdefault(number, np.empty((len(encoded), cls.shape[1]), dtype=np.float16))[rows] = cls
         return Signals(logits, states)
+
+    def _answered(self, encoded: Dataset, alone: bool) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Row numbers and logits, longest texts first; on CPUs several batches at once, each by some of the cores.
+
+        A batch's small operations keep few cores busy, and each length that is met needs kernels of its own, which one
+        core makes. Not where anything is read from within the model (`alone`): hooks know no batches.
+        """
+        batches = (
+            (rows, self._place(self.reader.collate(examples)))
+            for rows, examples in length_sorted_batches(encoded, self.batch_size)
+        )
+        threads = torch.get_num_threads()
+        workers = min(threads, ABREAST) if self.model.device.type == "cpu" and not (alone or self._words) else 1
+        if workers == 1:
+            yield from ((rows, self.forward(batch)) for rows, batch in batches)
+            return
+        waiting: deque[tuple[np.ndarray, Future[torch.Tensor]]] = deque()
+        try:
+            with ThreadPoolExecutor(workers, "forward", torch.set_num_threads, (threads // workers,)) as pool:
+                for rows, batch in batches:
+                    waiting.append((rows, pool.submit(self.forward, batch)))
+                    if len(waiting) > 2 * workers:
+                        rows, answer = waiting.popleft()
+                        yield rows, answer.result()
+                yield from ((rows, answer.result()) for rows, answer in waiting)
+        finally:
+            torch.set_num_threads(threads)  # what a thread says of itself is what new ones begin with
 
     def runner(self, texts: Dataset) -> Callable[[], None]:
         """A function that runs the model once on these texts as one batch; they are read beforehand."""

@@ -1,0 +1,143 @@
+"""What might make labelling and training faster and is not in Limbeck: how much there is to gain.
+
+    python benchmarks/candidates.py --teacher TEACHER --data TABLE [--examples 1024] [--rounds 5]
+
+TEACHER is a fine-tuned classifier, TABLE a labelled one. The teacher's forward pass over texts sorted by length, all
+variants in turn: in float32; in bfloat16 by autocast, as Limbeck asks; with its weights in bfloat16; with its linear
+layers in 8 bits (PyTorch's dynamic quantisation, on the processor alone); in bfloat16 by one thread for each core, each
+with a batch of its own. Beside each rate how far the probabilities are from float32's. Then, by counting, how much of
+training's batches is padding: the most that packing without any could save. Run it on a quiet machine. Writes
+benchmarks/results/candidates.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from intervals import ratios
+
+from limbeck import hardware, recipe
+from limbeck.folder import RunFolder
+from limbeck.preparing import prepare
+from limbeck.tasks import collate, encode
+from limbeck.tasks.text import model_inputs
+from limbeck.training.order import LengthGroupedByEpoch
+
+RESULTS = Path("benchmarks/results/candidates.json")
+BATCH = 32
+Batches = list[dict[str, torch.Tensor]]
+
+
+def plain(model: Any, precision: str) -> Callable[[Batches], list[torch.Tensor]]:
+    """One batch after the other, by all cores."""
+
+    def run(batches: Batches) -> list[torch.Tensor]:
+        with torch.inference_mode(), hardware.autocast(precision):
+            return [model(**batch).logits for batch in batches]
+
+    return run
+
+
+def side_by_side(model: Any, precision: str) -> Callable[[Batches], list[torch.Tensor]]:
+    """As many batches at once as there are cores, each by one thread."""
+    cores = os.cpu_count() or 1
+
+    def one(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        torch.set_num_threads(1)
+        with torch.inference_mode(), hardware.autocast(precision):
+            found: torch.Tensor = model(**batch).logits
+        return found
+
+    def run(batches: Batches) -> list[torch.Tensor]:
+        with ThreadPoolExecutor(cores) as pool:
+            found = list(pool.map(one, batches))
+        torch.set_num_threads(cores)
+        return found
+
+    return run
+
+
+def eight_bits(model: Any) -> Any:
+    """The model with dynamically quantised linear layers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it moves to another package, which has no kernels for processors
+        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, torch.qint8)
+
+
+def rates(teacher: Any, batches: Batches, rounds: int) -> dict[str, Any]:
+    """Of each variant: times as fast as the way that Limbeck asks, and how far it is from float32."""
+    variants = {
+        "bfloat16, as Limbeck asks": plain(teacher, "bfloat16"),
+        "float32": plain(teacher, "float32"),
+        "weights in bfloat16": plain(copy.deepcopy(teacher).bfloat16(), "float32"),
+        "linear layers in 8 bits": plain(eight_bits(teacher), "float32"),
+        "bfloat16, a batch for each core": side_by_side(teacher, "bfloat16"),
+    }
+    exact = torch.cat(variants["float32"](batches)).float().softmax(-1)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    apart = {}
+    for turn in range(rounds + 1):
+        for name, run in variants.items():
+            began = time.perf_counter()
+            said = run(batches)
+            took = time.perf_counter() - began
+            if turn:  # the first is for kernels to be made
+                seconds[name].append(took)
+                print(f"round {turn}: {name} {took:.2f} s", flush=True)
+            apart[name] = (torch.cat(said).float().softmax(-1) - exact).abs().mean().item()
+    ours = seconds["bfloat16, as Limbeck asks"]
+    return {
+        name: {"seconds": each, "rate": ratios(ours, each), "mean distance": apart[name]}
+        for name, each in seconds.items()
+    }
+
+
+def padding(lengths: list[int], size: int) -> float:
+    """The share of a training epoch's tokens that is padding."""
+    order = list(LengthGroupedByEpoch(size, lengths, 0, lambda: 0))
+    batches = [[lengths[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--examples", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    settings = {"teacher": options.teacher, "data": options.data, "output": "runs/candidates", "export": []}
+    ready = prepare(recipe.load("hinton", settings), {}, RunFolder(Path("runs/candidates")))
+    model, tokenizer = ready.teachers[0].model.eval(), ready.teachers[0].tokenizer
+    encoded = encode(ready.splits.train, tokenizer, ready.task, 128)
+    lengths = encoded["length"][:]
+    order = sorted(range(min(options.examples, len(lengths))), key=lambda row: -lengths[row])
+    batches = [
+        model_inputs(collate(encoded.__getitems__(order[start : start + BATCH]), tokenizer))
+        for start in range(0, len(order), BATCH)
+    ]
+    found = {
+        "machine": hardware.describe(),
+        "examples": len(order),
+        "batch_size": BATCH,
+        "rounds": options.rounds,
+        "labelling": rates(model, batches, options.rounds),
+        "padding": {str(size): padding(lengths, size) for size in (16, 32)},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -314,6 +314,20 @@ def _inverse(ratio: dict[str, float]) -> dict[str, float]:
     return {"median": 1 / ratio["median"], "low": 1 / ratio["high"], "high": 1 / ratio["low"]}
 
 
+def candidates(found: dict[str, Any]) -> str:
+    """Ways to ask a teacher, and how much of training's batches is padding."""
+    rows = [["a teacher's forward pass", "rate", "probabilities are off by"]]
+    for name, each in found["labelling"].items():
+        rows.append([name, _range(each["rate"], ""), f"{100 * each['mean distance']:.3f} points"])
+    padded = " and ".join(f"{100 * share:.1f} % in batches of {size}" for size, share in found["padding"].items())
+    note = (
+        f"Rates over the first row's, medians and extremes of {found['rounds']} rounds, all ways in turn; "
+        f"{found['examples']:,} of SST-2's sentences sorted by length, in batches of {found['batch_size']}. Of a "
+        f"training epoch's tokens padding is {padded}. On {machine(found)}, by "
+    )
+    return markdown(rows) + f"\n\n{note}`python benchmarks/candidates.py`."
+
+
 def plan(found: dict[str, Any]) -> str:
     """What was predicted of students, over what was found."""
     names = {"latency_ms": "latency", "training_seconds": "training", "knowledge_bytes": "knowledge"}
@@ -367,6 +381,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "peers": peers,
     "plan": plan,
     "processes": processes,
+    "candidates": candidates,
     "overhead": overhead,
     "gpu": gpu,
     "stores": stores,

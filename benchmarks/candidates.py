@@ -4,8 +4,8 @@
 
 TEACHER is a fine-tuned classifier, TABLE a labelled one. The teacher's forward pass over texts sorted by length, all
 variants in turn: in bfloat16 by autocast, a batch at a time; in float32; with all weights in bfloat16; with its linear
-layers in 8 bits (PyTorch's dynamic quantisation, on the processor alone); in bfloat16 by autocast with a batch for each
-core, as Limbeck asks on CPUs. Beside each rate how far the probabilities are from float32's. Then, by counting, how
+layers in 8 bits (PyTorch's dynamic quantisation, on the processor alone); in bfloat16 by autocast, several batches at
+once, as Limbeck asks on CPUs. Beside each rate how far the probabilities are from float32's. Then, by counting, how
 much of training's batches is padding: the most that packing without any could save. Run it on a quiet machine. Writes
 benchmarks/results/candidates.json.
 """
@@ -15,57 +15,27 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from intervals import ratios
 
 from limbeck import hardware, recipe
+from limbeck.checkpoints import Checkpoint
 from limbeck.folder import RunFolder
 from limbeck.preparing import prepare
-from limbeck.tasks import collate, encode
-from limbeck.tasks.text import model_inputs
+from limbeck.tasks import Task, encode
+from limbeck.teachers import HuggingFaceModel
 from limbeck.training.order import LengthGroupedByEpoch
 
 RESULTS = Path("benchmarks/results/candidates.json")
-BATCH = 32
+BATCH, LENGTH = 32, 128
 BASE = "bfloat16, a batch at a time"
-Batches = list[dict[str, torch.Tensor]]
-
-
-def plain(model: Any, precision: str) -> Callable[[Batches], list[torch.Tensor]]:
-    """One batch after the other, by all cores."""
-
-    def run(batches: Batches) -> list[torch.Tensor]:
-        with torch.inference_mode(), hardware.autocast(precision):
-            return [model(**batch).logits for batch in batches]
-
-    return run
-
-
-def side_by_side(model: Any, precision: str) -> Callable[[Batches], list[torch.Tensor]]:
-    """As many batches at once as there are cores, each by one thread."""
-    cores = os.cpu_count() or 1
-
-    def one(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        torch.set_num_threads(1)
-        with torch.inference_mode(), hardware.autocast(precision):
-            found: torch.Tensor = model(**batch).logits
-        return found
-
-    def run(batches: Batches) -> list[torch.Tensor]:
-        with ThreadPoolExecutor(cores) as pool:
-            found = list(pool.map(one, batches))
-        torch.set_num_threads(cores)
-        return found
-
-    return run
 
 
 def eight_bits(model: Any) -> Any:
@@ -75,22 +45,29 @@ def eight_bits(model: Any) -> Any:
         return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, torch.qint8)
 
 
-def rates(teacher: Any, batches: Batches, rounds: int) -> dict[str, Any]:
+def rates(teacher: Checkpoint, task: Task, encoded: Dataset, rounds: int) -> dict[str, Any]:
     """Of each variant: times as fast as the first, and how far it is from float32."""
+
+    def asked(model: Any, precision: str, alone: bool) -> Callable[[], list[torch.Tensor]]:
+        checkpoint = Checkpoint(model, teacher.processor, "")
+        who = HuggingFaceModel(checkpoint, task, LENGTH, BATCH, precision)
+        return lambda: [said for _, said in who._answered(encoded, alone)]
+
+    model = teacher.model
     variants = {
-        BASE: plain(teacher, "bfloat16"),
-        "float32": plain(teacher, "float32"),
-        "weights in bfloat16": plain(copy.deepcopy(teacher).bfloat16(), "float32"),
-        "linear layers in 8 bits": plain(eight_bits(teacher), "float32"),
-        "bfloat16, a batch for each core (as Limbeck asks)": side_by_side(teacher, "bfloat16"),
+        BASE: asked(model, "bfloat16", alone=True),
+        "float32, a batch at a time": asked(model, "float32", alone=True),
+        "weights in bfloat16, a batch at a time": asked(copy.deepcopy(model).bfloat16(), "float32", alone=True),
+        "linear layers in 8 bits, a batch at a time": asked(eight_bits(model), "float32", alone=True),
+        "bfloat16, several batches at once (as Limbeck asks)": asked(model, "bfloat16", alone=False),
     }
-    exact = torch.cat(variants["float32"](batches)).float().softmax(-1)
+    exact = torch.cat(variants["float32, a batch at a time"]()).float().softmax(-1)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     apart = {}
     for turn in range(rounds + 1):
         for name, run in variants.items():
             began = time.perf_counter()
-            said = run(batches)
+            said = run()
             took = time.perf_counter() - began
             if turn:  # the first is for kernels to be made
                 seconds[name].append(took)
@@ -118,20 +95,16 @@ def main() -> None:
     options = parser.parse_args()
     settings = {"teacher": options.teacher, "data": options.data, "output": "runs/candidates", "export": []}
     ready = prepare(recipe.load("hinton", settings), {}, RunFolder(Path("runs/candidates")))
-    model, tokenizer = ready.teachers[0].model.eval(), ready.teachers[0].tokenizer
-    encoded = encode(ready.splits.train, tokenizer, ready.task, 128)
+    teacher = ready.teachers[0]
+    encoded = encode(ready.splits.train, teacher.processor, ready.task, LENGTH)
     lengths = encoded["length"][:]
-    order = sorted(range(min(options.examples, len(lengths))), key=lambda row: -lengths[row])
-    batches = [
-        model_inputs(collate(encoded.__getitems__(order[start : start + BATCH]), tokenizer))
-        for start in range(0, len(order), BATCH)
-    ]
+    some = encoded.select(range(min(options.examples, len(lengths))))
     found = {
         "machine": hardware.describe(),
-        "examples": len(order),
+        "examples": len(some),
         "batch_size": BATCH,
         "rounds": options.rounds,
-        "labelling": rates(model, batches, options.rounds),
+        "labelling": rates(teacher, ready.task, some, options.rounds),
         "padding": {str(size): padding(lengths, size) for size in (16, 32)},
     }
     RESULTS.parent.mkdir(exist_ok=True)

@@ -211,8 +211,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--lambada", type=int, default=1000, help="examples of LAMBADA; 0 for none")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     asked: dict[str, Any] = {key: getattr(options, key) for key in SETTINGS} | {"teacher": Path(options.teacher).name}
+    asked["text"] = [file.name for file in options.text or []]
+    parts = [str(asked[key]) for key in SETTINGS] + [Path(name).stem for name in asked["text"]]
+    options.output = options.output / "-".join(parts)  # a run's folder says of which settings it is
+    options.output.mkdir(parents=True, exist_ok=True)
     before = read_json(options.results) if options.results.exists() else {}
     rows: list[dict[str, Any]] = before["rows"] if asked.items() <= before.items() else []
     for seed in options.seeds:

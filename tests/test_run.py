@@ -288,7 +288,7 @@ def test_a_profile_says_where_time_goes_and_changes_nothing(
     low, high = found["quartiles"]
     assert low <= found["above the floor"] <= high
     assert found["floor"] > 0
-    parts = {"data", "knowledge or teacher", "forward", "terms", "backward", "update", "clipping, logging, the rest"}
+    parts = {"data", "knowledge or teacher", "forward", "terms", "backward", "update", "clipping, logging, waiting"}
     assert set(found["profiled"]) == parts
     assert all(seconds > 0 for seconds in found["profiled"].values())
     assert (tmp_path / "told" / "logs" / "profile-student-1-distill.trace.json").is_file()

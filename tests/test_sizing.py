@@ -83,7 +83,7 @@ def test_what_is_proposed_is_what_is_made(tiny_teacher_dir: Path, reviews_csv: P
     assert best.knowledge_bytes == pytest.approx(metrics["knowledge"]["bytes"], rel=0.3)
 
 
-@pytest.mark.parametrize(("every", "saves"), [({}, 2), ({"training.checkpoint_steps": 3}, 5)])
+@pytest.mark.parametrize(("every", "saves"), [({}, 2), ({"training.checkpoint_steps": 3}, 6)])
 def test_validations_and_checkpoints_are_counted(every, saves, tiny_teacher_dir, reviews_csv, tmp_path, monkeypatch):
     """Of 16 updates in two epochs: as if an update took a second, a validation 100 and a checkpoint 10,000."""
     for name, seconds in (("step", 1), ("validation", 100), ("checkpoint", 10_000)):

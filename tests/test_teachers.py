@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -78,20 +79,20 @@ def test_answers_do_not_depend_on_batch_size_or_order(texts):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_batches_at_once_are_answered_as_one_after_the_other(kind, texts, monkeypatch):
     before = torch.get_num_threads()
-    model, seen, forward = teacher(kind=kind, batch_size=2), set(), HuggingFaceModel.forward
+    model, forward, calls = teacher(kind=kind, batch_size=2), HuggingFaceModel.forward, itertools.count()
+    three_at_once = threading.Barrier(3, timeout=30)
 
     def watched(self: HuggingFaceModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        seen.add(threading.get_ident())
+        if torch.get_num_threads() != 1 or next(calls) < 3:
+            three_at_once.wait()
         return forward(self, batch)
 
-    monkeypatch.setattr(HuggingFaceModel, "forward", watched)
     try:
         torch.set_num_threads(1)
         one = model.ask(texts).logits
-        assert seen == {threading.get_ident()}
+        monkeypatch.setattr(HuggingFaceModel, "forward", watched)
         torch.set_num_threads(3)
         np.testing.assert_allclose(model.ask(texts).logits, one, atol=1e-6)
-        assert len(seen) > 1
         assert torch.get_num_threads() == 3
         monkeypatch.setattr(model, "forward", lambda batch: 1 / 0)
         with pytest.raises(ZeroDivisionError):

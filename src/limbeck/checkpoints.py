@@ -334,6 +334,11 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 _IRRELEVANT = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype", "limbeck")
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest id that the tokenizer knows; a model may have rows beyond, which pad its tables."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over the tokenizer's vocabulary and rules; not over truncation and padding, which callers set."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from limbeck import data, opening
-from limbeck.checkpoints import Checkpoint
+from limbeck.checkpoints import Checkpoint, vocabulary_size
 from limbeck.data import Columns, Splits
 from limbeck.errors import InputError
 from limbeck.progress import say
@@ -79,7 +79,7 @@ def words(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tu
 def language(recipe: Recipe, objects: Mapping[str, Any], student: Checkpoint) -> tuple[Task, Splits]:
     """The task of a causal language model, whose labels are the student's tokens, and `language_splits`."""
     splits = language_splits(recipe, objects)
-    size = max(student.tokenizer.get_vocab().values()) + 1
+    size = vocabulary_size(student.tokenizer)
     task = Task("causal-lm", tuple(str(token) for token in student.tokenizer.convert_ids_to_tokens(range(size))))
     task.main_metric(recipe.evaluation.metric)
     return task, splits

@@ -310,7 +310,7 @@ def _phase(
         trainer.train()
         trainer.capture.close()
     every = training.checkpoint_steps
-    saves = max(1, round(training.epochs) if every is None else steps // every)
+    saves = max(1, round(training.epochs) if every is None else -(-steps // every))
     seconds = watch.step * steps + saves * watch.checkpoint
     seconds += saves * watch.validation * (len(held) / len(some.validate) if held and some.validate else 0)
     return seconds, memory.read()

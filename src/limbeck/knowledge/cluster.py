@@ -63,13 +63,15 @@ def write_shards(
         ray.init(include_dashboard=False, logging_level=logging.ERROR)  # RAY_ADDRESS names a cluster
     have = ray.cluster_resources()
     gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = [int(node["Resources"].get("CPU", 0)) or 1 for node in ray.nodes() if node["Alive"]]
     machines = len(nodes)
     count = workers or gpus or machines
     if count > (gpus or cores):
         what = f"{gpus} GPUs" if gpus else f"{cores} cores"
         raise InputError(f"labelling.workers={count}, but the cluster has {what}; give at most as many")
-    needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": cores_each(nodes, count)}
+    needs: dict[str, Any] = (
+        {"num_gpus": 1} if gpus else {"num_cpus": cores_each(nodes, count) if workers else min(nodes)}
+    )
     say(f"knowledge: {count} workers of a Ray cluster with {machines} machines, {cores} cores and {gpus} GPUs")
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Features
 from rich.progress import track
 
@@ -150,14 +151,11 @@ def _fill(
     """Make a store's missing shards, where some are; the main process has its lock."""
     group = hardware.processes()
     group.wait_for_everyone()
+    whole, done = _agreed(folder, request, mirror)
     _fetch_elsewhere(folder, request, mirror)
-    if (folder / "manifest.json").is_file():
+    if whole:
         say(f"knowledge: reused {request.rows:,} examples from {folder}; the teacher was not asked")
-        if mirror is not None and group.is_main_process and not mirror.finished:
-            mirror.finish(folder)
         return
-    done = store.finished_shards(folder, request)
-    group.wait_for_everyone()
     differing = store.what_differs(folder.parent, request)
     if differing and not done:
         say(f"knowledge: what is under {folder.parent} was made with other {differing}; it is left alone")
@@ -171,13 +169,31 @@ def _fill(
     if group.is_main_process:
         if mirror is not None and group.num_processes > 1:
             mirror.fetch(folder, request.shards)  # those of other machines
-        store.finish(folder, request, features(folder))
+        if not store.is_finished(folder, request):
+            store.finish(folder, request, features(folder))
         if mirror is not None:
             mirror.finish(folder)
         seconds = time.monotonic() - started
         say(f"knowledge: the teacher was asked about {request.rows:,} examples in {seconds:.1f} s; kept in {folder}")
     group.wait_for_everyone()
     _fetch_elsewhere(folder, request, mirror)
+
+
+def _agreed(folder: Path, request: Request, mirror: Mirror | None) -> tuple[bool, list[int]]:
+    """Whether the whole store is there, or which of its shards: the main process looks, and all go by that.
+
+    What it has is behind the URL afterwards, for machines that do not share its folder.
+    """
+    group, found = hardware.processes(), [(False, list[int]())]
+    if group.is_main_process:
+        whole = (folder / "manifest.json").is_file()
+        found = [(whole, [] if whole else sorted(store.finished_shards(folder, request)))]
+        if mirror is not None and whole and not mirror.finished:
+            mirror.finish(folder)
+        elif mirror is not None and not whole and group.num_processes > 1:
+            mirror.push_missing(folder, found[0][1])
+    agreed: tuple[bool, list[int]] = broadcast_object_list(found)[0]
+    return agreed
 
 
 def _fetch_elsewhere(folder: Path, request: Request, mirror: Mirror | None) -> None:

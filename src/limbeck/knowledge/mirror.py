@@ -113,6 +113,14 @@ class Mirror:
         self._put(folder, [name])
         self._put(folder, [note_of(name)])
 
+    def push_missing(self, folder: Path, indices: Iterable[int]) -> None:
+        """Send those of the finished shards that are not there."""
+        present, noted = self._listed(""), self._listed("progress")
+        for index in indices:
+            name = shard_name(index)
+            if name not in present or Path(note_of(name)).name not in noted:
+                self.push(folder, index)
+
     def finish(self, folder: Path) -> None:
         """Send a finished store: the shards that are not there, then what makes it one, the manifest last."""
         present, noted = self._listed(""), self._listed("progress")

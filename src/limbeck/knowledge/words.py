@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck import arrow, hardware
 from limbeck.anatomy import StatesAt
-from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint, weights_fingerprint
+from limbeck.checkpoints import Checkpoint, tokenizer_fingerprint, vocabulary_size, weights_fingerprint
 from limbeck.errors import InputError
 from limbeck.knowledge.formats import Format, pack, unpack
 from limbeck.knowledge.labelling import HERE, Work, keep_shards
@@ -229,7 +229,7 @@ def words_format(
     Raises:
         InputError: more tokens are to be kept than there are.
     """
-    size = max(tokenizer.get_vocab().values()) + 1
+    size = vocabulary_size(tokenizer)
     if head + sampled >= size:
         raise InputError(f"teacher.words keeps {head + sampled} tokens of {size}; keep fewer, or give words=dense")
     return Format(keep, head, sampled, bits, size, 1.0 if keep == "dense" else temperature)  # type: ignore[arg-type]

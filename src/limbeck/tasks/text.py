@@ -21,7 +21,9 @@ IN_MEMORY = 20_000
 """Examples of a table on disk whose tokens may be held in memory."""
 
 # What a batch says about its examples besides the model's inputs.
-_ABOUT = ("row", "labels", "positions", "targets", "own", "importance", "advantages")
+UNUSED = "unused"
+"""In a batch that only keeps a process busy: it counts for nothing."""
+_ABOUT = ("row", "labels", "positions", "targets", "own", "importance", "advantages", UNUSED)
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -131,9 +131,10 @@ class HuggingFaceModel:
         if workers == 1:
             yield from ((rows, self.forward(batch)) for rows, batch in batches)
             return
+        shares = deque(threads // workers + (number < threads % workers) for number in range(workers))
         waiting: deque[tuple[np.ndarray, Future[torch.Tensor]]] = deque()
         try:
-            with ThreadPoolExecutor(workers, "forward", torch.set_num_threads, (threads // workers,)) as pool:
+            with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(shares.popleft())) as pool:
                 for rows, batch in batches:
                     waiting.append((rows, pool.submit(self.forward, batch)))
                     if len(waiting) > 2 * workers:

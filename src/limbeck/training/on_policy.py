@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from transformers import (
     GenerationConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from limbeck.anatomy import VocabularyHead
+from limbeck.checkpoints import vocabulary_size
 from limbeck.errors import InputError
 from limbeck.generation.local import written
 from limbeck.objectives.vocabulary import chunks
@@ -53,6 +55,7 @@ class OwnAnswers:
         self.section, self.tokenizer, self.seed, self.teacher = section, tokenizer, seed, teacher
         self.ends = sorted({tokenizer.eos_token_id, *ends} - {None})
         self.collate = CausalBatches(tokenizer)
+        self.vocabulary = vocabulary_size(tokenizer)
 
     def check(self, examples: Dataset, stage: str, positions: int | None) -> None:
         """Refuse prompts that leave an answer too little room in the `positions` tokens that the student reads.
@@ -90,11 +93,11 @@ class OwnAnswers:
             the sampling's temperature, over that with which it was drawn.
         """
         prompts = self._prompts(batch)
-        steps, mixing = LogitsProcessorList([_Known(len(self.tokenizer))]), None
+        steps, mixing = LogitsProcessorList([_Known(self.vocabulary)]), None
         if self.teacher is not None:
             longest = max(map(len, prompts))
             mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-            mixing = _Mixture(self.teacher, mask, self.section, len(self.tokenizer))
+            mixing = _Mixture(self.teacher, mask, self.section, self.vocabulary)
             steps.append(mixing)
         config = GenerationConfig(
             max_new_tokens=self.section.max_new_tokens,
@@ -152,7 +155,8 @@ class _Known(LogitsProcessor):
         self.vocabulary = vocabulary
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores.index_fill(-1, torch.arange(self.vocabulary, scores.shape[-1], device=scores.device), -torch.inf)
+        padding = max(0, scores.shape[-1] - self.vocabulary)
+        return F.pad(scores[:, : scores.shape[-1] - padding], (0, padding), value=-torch.inf)
 
 
 class _Mixture(LogitsProcessor):
@@ -194,7 +198,7 @@ class _Mixture(LogitsProcessor):
 def _fitted(logits: torch.Tensor, width: int) -> torch.Tensor:
     """Logits over as many tokens as the student has; those that only it has get none."""
     short = width - logits.shape[-1]
-    return torch.nn.functional.pad(logits, (0, short), value=-1e30) if short > 0 else logits[:, :width]
+    return F.pad(logits, (0, short), value=-1e30) if short > 0 else logits[:, :width]
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class Profile(TrainerCallback):
     def saw(self, batches: list[Any]) -> None:
         """Keeps the batches of an update that is timed, and has the kernels for their shapes made."""
         self._batches = [] if self._done else batches
-        if self.floor is not None and self._since is not None and self._profile is None:
+        if self.floor is not None and self._since is not None and self._profile is None and not self._done:
             began = time.perf_counter()
             self._take_floor()
             self._since += time.perf_counter() - began  # is none of the update's
@@ -136,7 +136,7 @@ class Profile(TrainerCallback):
             "update": sum(took for key, took in found.items() if key.startswith("Optimizer.")) / count,
         }
         step, whole = float(np.mean(self._seconds)), float(np.mean(self._whole or [0.0]))
-        parts["clipping, logging, the rest"] = max(0.0, whole - sum(parts.values()))
+        parts["clipping, logging, waiting"] = max(0.0, whole - sum(parts.values()))
         whole = sum(parts.values())
         result = {"updates": len(self._seconds), "seconds": step, "profiled": parts}
         said = ""

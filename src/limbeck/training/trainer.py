@@ -19,18 +19,16 @@ from transformers import Trainer
 
 from limbeck import hardware
 from limbeck.anatomy import Capture, StatesAt, WordsAt
+from limbeck.checkpoints import vocabulary_size
 from limbeck.objectives import Balance, PolicyGradient, Term
 from limbeck.objectives.vocabulary import over_vocabulary, word_scores
 from limbeck.sharding import sharded
 from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.causal_lm import causal_inputs
-from limbeck.tasks.text import Batch, model_inputs
+from limbeck.tasks.text import UNUSED, Batch, model_inputs
 from limbeck.training.on_policy import OwnAnswers, advantages
 from limbeck.training.order import EvenParts, LengthGroupedByEpoch, unused
 from limbeck.training.profiling import Profile, region
-
-UNUSED = "unused"
-"""In a batch that only keeps a process busy: it counts for nothing."""
 
 
 class ExchangeInBfloat16(DistributedDataParallelKwargs):
@@ -135,15 +133,15 @@ class DistillationTrainer(Trainer):
         """The micro-batches of one update, and each term's count over all of them on all processes, float32 [terms]."""
         with region("data"):
             batches = list(islice(epoch_iterator, num_batches))
-        if batches and self.accelerator.gradient_state.end_of_dataloader:
-            size, here = self.args.train_batch_size, (self.args.world_size, self.args.process_index)
-            if unused(len(self.train_dataset), size, *here):
-                batches[-1][UNUSED] = torch.ones((), dtype=torch.bool)
         if self.profile is not None and batches:
             self.profile.saw(batches)
         update = self.state.global_step
         if self.own_answers is not None and self.own_answers.wanted(update):
             batches = [self._answered(batch, update, number) for number, batch in enumerate(batches)]
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            size, here = self.args.train_batch_size, (self.args.world_size, self.args.process_index)
+            if unused(len(self.train_dataset), size, *here):
+                batches[-1][UNUSED] = torch.ones((), dtype=torch.bool)
         found = [
             torch.stack([term.count(batch) for term in self.terms]).float() for batch in batches if UNUSED not in batch
         ]
@@ -180,7 +178,7 @@ class DistillationTrainer(Trainer):
             return inputs
         assert isinstance(self.words, StatesAt)
         assert self.own_answers is not None
-        size = max(self.own_answers.tokenizer.get_vocab().values()) + 1
+        size = vocabulary_size(self.own_answers.tokenizer)
         found = advantages(inputs, states.detach(), self.words.head, teacher, size, term.normalised)
         return inputs | {"advantages": found}
 

@@ -157,7 +157,7 @@ def speed() -> str:
 
     def times(name: str) -> str:
         each = ratios[name]
-        return f"{each['median']:.1f} times ({each['low']:.1f} to {each['high']:.1f})"
+        return f"{each['median']:.2f} times ({each['low']:.2f} to {each['high']:.2f})"
 
     told = "trainer, bfloat16"
     bfloat16 = f" ({times(told)} if it is told to use bfloat16, as Limbeck does by itself)" if told in ratios else ""

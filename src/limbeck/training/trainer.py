@@ -138,7 +138,7 @@ class DistillationTrainer(Trainer):
         update = self.state.global_step
         if self.own_answers is not None and self.own_answers.wanted(update):
             batches = [self._answered(batch, update, number) for number, batch in enumerate(batches)]
-        if batches and self.accelerator.gradient_state.end_of_dataloader:
+        if self.args.world_size > 1 and batches and self.accelerator.gradient_state.end_of_dataloader:
             size, here = self.args.train_batch_size, (self.args.world_size, self.args.process_index)
             if unused(len(self.train_dataset), size, *here):
                 batches[-1][UNUSED] = torch.ones((), dtype=torch.bool)

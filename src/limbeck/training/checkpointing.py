@@ -11,13 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from limbeck import hardware
 from limbeck.checkpoints import Checkpoint
+from limbeck.errors import InputError
 from limbeck.files import read_json, sync_folder, write_json
 from limbeck.progress import say
+from limbeck.sharding import sharded
+from limbeck.zero import written_by_zero, zero
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -43,6 +48,40 @@ def _is_whole(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def check_same_form(stage: str, checkpoint: Path) -> None:
+    """Refuse a checkpoint of a split model for one that is whole or split otherwise, and the other way round."""
+    writers, here = written_by_zero(checkpoint), hardware.processes().num_processes
+    split = "under DeepSpeed" if writers else "under FSDP"
+    before = "without FSDP or DeepSpeed" if (checkpoint / "optimizer.pt").is_file() else split
+    now = "under DeepSpeed" if zero() else "under FSDP" if sharded() else "without FSDP or DeepSpeed"
+    if writers and zero() and writers != here:
+        before, now = f"with {writers} processes under DeepSpeed", f"with {here}"
+    if before != now:
+        raise InputError(
+            f"stage {stage} was stopped {before} and this run is {now}; launch as before, or "
+            f"remove {checkpoint.parent} to start the stage anew"
+        )
+
+
+def check_same_shapes(stage: str, checkpoint: Path, model: nn.Module) -> None:
+    """Refuse a checkpoint whose weights are not the model's, as another version of this code may have left."""
+    weights = checkpoint / "model.safetensors"
+    if sharded() or zero() or not weights.is_file():
+        return
+    here = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    with safe_open(weights, "pt") as kept:
+        for name in kept.keys():  # noqa: SIM118  (it is no mapping)
+            there = kept.get_slice(name).get_shape()
+            if 0 in here.get(name, []):
+                continue  # a buffer that takes its size from the first batch, or from what is loaded
+            if there != here.get(name):
+                raise InputError(
+                    f"stage {stage} was stopped by another version of limbeck: {name} is {there} in "
+                    f"{checkpoint} and {here.get(name, 'nothing')} here; go on with that version, or remove "
+                    f"{checkpoint.parent} to start the stage anew"
+                )
 
 
 def save_model(checkpoint: Checkpoint, folder: Path) -> None:

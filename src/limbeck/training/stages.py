@@ -13,7 +13,6 @@ from operator import or_
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
@@ -23,7 +22,6 @@ from limbeck import hardware
 from limbeck.anatomy import StatesAt, layer_list, shape_of
 from limbeck.checkpoints import Checkpoint, open_for
 from limbeck.data import Splits
-from limbeck.errors import InputError
 from limbeck.files import read_json, require_space, write_json
 from limbeck.objectives import Term
 from limbeck.progress import say
@@ -32,7 +30,15 @@ from limbeck.sharding import sharded, whole_weights
 from limbeck.students import keep_layers
 from limbeck.tasks import Task
 from limbeck.tasks.text import model_inputs
-from limbeck.training.checkpointing import Bars, Clock, last_checkpoint, link_model, save_model
+from limbeck.training.checkpointing import (
+    Bars,
+    Clock,
+    check_same_form,
+    check_same_shapes,
+    last_checkpoint,
+    link_model,
+    save_model,
+)
 from limbeck.training.kernels import fused_kernels, kernels_for
 from limbeck.training.layer_drop import drop_layers
 from limbeck.training.lessons import Lesson, Teaching, prepare_lesson
@@ -41,7 +47,7 @@ from limbeck.training.planning import wanted_of
 from limbeck.training.profiling import Profile, student_alone
 from limbeck.training.trained_rows import Decay, trained_rows
 from limbeck.training.trainer import DistillationTrainer
-from limbeck.zero import computed_in, written_by_zero, zero
+from limbeck.zero import computed_in, zero
 
 TERMS_MODULE = "limbeck_terms"
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -172,48 +178,14 @@ def _train(
         trainer.add_callback(decay)
         resumed = last_checkpoint(workplace)
         if resumed:
-            _check_same_form(phase, Path(resumed))
-            _check_shapes(phase, Path(resumed), trainer.model)
+            check_same_form(phase.name, Path(resumed))
+            check_same_shapes(phase.name, Path(resumed), trainer.model)
             say(f"stage {phase.name}: going on from {resumed}")
         clock = Clock(workplace / "seconds.json")
         trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=resumed)
         trainer.capture.close()
     return {"history": trainer.state.log_history, "seconds": clock.seconds}
-
-
-def _check_same_form(phase: Phase, checkpoint: Path) -> None:
-    """Refuse a checkpoint of a split model for one that is whole or split otherwise, and the other way round."""
-    writers, here = written_by_zero(checkpoint), hardware.processes().num_processes
-    split = "under DeepSpeed" if writers else "under FSDP"
-    before = "without FSDP or DeepSpeed" if (checkpoint / "optimizer.pt").is_file() else split
-    now = "under DeepSpeed" if zero() else "under FSDP" if sharded() else "without FSDP or DeepSpeed"
-    if writers and zero() and writers != here:
-        before, now = f"with {writers} processes under DeepSpeed", f"with {here}"
-    if before != now:
-        raise InputError(
-            f"stage {phase.name} was stopped {before} and this run is {now}; launch as before, or "
-            f"remove {checkpoint.parent} to start the stage anew"
-        )
-
-
-def _check_shapes(phase: Phase, checkpoint: Path, model: nn.Module) -> None:
-    """Refuse a checkpoint whose weights are not the model's, as another version of this code may have left."""
-    weights = checkpoint / "model.safetensors"
-    if sharded() or zero() or not weights.is_file():
-        return
-    here = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-    with safe_open(weights, "pt") as kept:
-        for name in kept.keys():  # noqa: SIM118  (it is no mapping)
-            there = kept.get_slice(name).get_shape()
-            if 0 in here.get(name, []):
-                continue  # a buffer that takes its size from the first batch, or from what is loaded
-            if there != here.get(name):
-                raise InputError(
-                    f"stage {phase.name} was stopped by another version of limbeck: {name} is {there} in "
-                    f"{checkpoint} and {here.get(name, 'nothing')} here; go on with that version, or remove "
-                    f"{checkpoint.parent} to start the stage anew"
-                )
 
 
 @contextmanager

@@ -7,6 +7,8 @@ processor's cache holds.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from limbeck.objectives.known_gradient import with_gradients
@@ -14,7 +16,7 @@ from limbeck.objectives.term import clean, valid
 from limbeck.tasks.text import Batch
 
 NEVER = -1e30  # like -inf its softmax is exactly zero; unlike it, it cannot turn into NaN in a row that is all of it
-ON_CPU, ON_GPU = 2**20, 2**26  # numbers of a chunk
+ON_CPU, ON_GPU = 2**18, 2**26  # numbers of a chunk
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -64,7 +66,7 @@ def relation_divergence(student: torch.Tensor, teacher: torch.Tensor, heads: int
 
     s, t = split(student), split(teacher)
     padding = torch.where(valid(batch), 0.0, NEVER).repeat_interleave(heads, 0)[:, None, :]
-    gradient = torch.empty_like(s)
+    gradient = s.new_empty(s.mT.shape)  # a row of it is as wide as a text: products are slow that are a head wide
     total = s.new_zeros(())
     with torch.autocast(student.device.type, enabled=False):  # which would multiply in bfloat16
         for some in _chunks(s, length):
@@ -73,10 +75,10 @@ def relation_divergence(student: torch.Tensor, teacher: torch.Tensor, heads: int
             its = torch.baddbmm(padding[some], t[some] * t.shape[-1] ** -0.5, t[some].mT)
             found, of_scores = _kl(mine, its)  # a padded query is zeros in both, its rows are equal
             total += found
-            torch.bmm(of_scores, scaled, out=gradient[some])
-            gradient[some].baddbmm_(of_scores.mT, scaled)  # each vector is a row's and a column's
-    by_head = gradient.div_(heads).reshape(-1, heads, *gradient.shape[1:])
-    return with_gradients(total / heads, [student], [by_head.transpose(1, 2).flatten(2)])
+            torch.bmm(scaled.mT, of_scores, out=gradient[some])
+            gradient[some].baddbmm_(scaled.mT, of_scores.mT)  # each vector is a row's and a column's
+    by_token = gradient.div_(heads).reshape(len(student), -1, length).mT.contiguous()
+    return with_gradients(total / heads, [student], [by_token])
 
 
 def _chunks(maps: torch.Tensor, length: int) -> list[slice]:
@@ -87,13 +89,13 @@ def _chunks(maps: torch.Tensor, length: int) -> list[slice]:
 
 def _kl(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL of the softmax of scores [k, n, n] summed over all rows, and its gradient by s; both arguments are used up."""
-    s -= s.amax(-1, keepdim=True)
-    t -= t.amax(-1, keepdim=True)
+    for scores in (s, t):  # as powers of two, which not only one maker's processors are fast at
+        scores.sub_(scores.amax(-1, keepdim=True)).mul_(1 / math.log(2))
     apart = t - s
-    s.exp_()
-    t.exp_()
+    s.exp2_()
+    t.exp2_()
     whole, its_whole = s.sum(-1, keepdim=True), t.sum(-1, keepdim=True)
     s /= whole
     t /= its_whole
-    value = torch.dot(t.flatten(), apart.flatten()) + (whole.log() - its_whole.log()).sum()
+    value = math.log(2) * torch.dot(t.flatten(), apart.flatten()) + (whole.log() - its_whole.log()).sum()
     return value, s.sub_(t)

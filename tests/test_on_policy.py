@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import GenerationConfig
 
+from limbeck.anatomy import VocabularyHead
 from limbeck.errors import InputError
 from limbeck.objectives import NextToken, PolicyGradient, SoftTargets
 from limbeck.recipe import terms
@@ -169,7 +170,7 @@ def test_true_tokens_are_not_asked_of_the_students_own_answers(student):
     assert (logits.grad == 0).all()
 
 
-class Identity:
+class Identity(VocabularyHead):
     """A head whose states are the logits."""
 
     def __init__(self, size: int) -> None:

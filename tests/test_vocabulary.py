@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
 from limbeck.anatomy import StatesAt, VocabularyHead, check_head
+from limbeck.anatomy import vocabulary as heads
 from limbeck.errors import InputError
 from limbeck.knowledge.formats import Format, pack, unpack
 from limbeck.objectives import NextToken, SoftTargets, vocabulary
@@ -84,7 +85,7 @@ def test_chunks_give_the_loss_and_gradient_of_all_logits_at_once(kind, tied, for
     dense.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     for limit in (1, 3 * len(TOKENIZER), 10**9):
-        monkeypatch.setattr(vocabulary, "ON_CPU", limit)
+        monkeypatch.setattr(heads, "ON_CPU", limit)
         model.zero_grad()
         totals, value = chunked(model, batch, loss, Live(t))
         assert value.item() == pytest.approx(dense.item(), rel=1e-5)
@@ -108,12 +109,12 @@ def test_stored_words_give_the_gradient_of_the_same_words_at_once():
 
     gradients = []
     for limit in (10**9, 5 * len(TOKENIZER)):
-        vocabulary.ON_CPU, before = limit, vocabulary.ON_CPU
+        heads.ON_CPU, before = limit, heads.ON_CPU
         try:
             model.zero_grad()
             _, value = chunked(model, batch, loss, Kept())
         finally:
-            vocabulary.ON_CPU = before
+            heads.ON_CPU = before
         value.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
@@ -138,7 +139,7 @@ def test_prompts_and_padding_never_reach_the_head(monkeypatch):
 def test_nothing_of_the_size_of_all_logits_is_kept_or_made(monkeypatch):
     wide = make_causal(TOKENIZER, vocab_size=5000)
     batch = CausalBatches(TOKENIZER)([{"input_ids": [5] * 100, "first": 1, "row": i} for i in range(4)])
-    monkeypatch.setattr(vocabulary, "ON_CPU", 8 * 5000)
+    monkeypatch.setattr(heads, "ON_CPU", 8 * 5000)
     largest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from limbeck.errors import InputError
 
 TOLERANCE = 1e-3
+ON_CPU, ON_GPU = 2**22, 2**27
+"""Logits of a chunk: what a processor's cache holds, and half a gigabyte."""
 
 
 class VocabularyHead:
@@ -39,6 +41,12 @@ class VocabularyHead:
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
         # Cohere multiplies by the one, Granite divides by the other.
         self.scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", 1) or 1)
+
+    def chunks(self, count: int) -> list[slice]:
+        """Runs of positions, in order, whose logits fit the limit."""
+        words = self.linear.weight.shape[0]
+        step = max(1, (ON_CPU if self.linear.weight.device.type == "cpu" else ON_GPU) // words)
+        return [slice(start, start + step) for start in range(0, count, step)]
 
     def finish(self, raw: torch.Tensor) -> torch.Tensor:
         """Logits float32 from the linear map's result."""

@@ -16,7 +16,6 @@ from limbeck.checkpoints import Checkpoint, ends_of
 from limbeck.evaluation.rules import listed, violations
 from limbeck.evaluation.statistics import figure, resamples, sums, token_means
 from limbeck.generation.local import written
-from limbeck.objectives.vocabulary import chunks
 from limbeck.progress import say
 from limbeck.rules.answers import AnswerRules, Held
 from limbeck.rules.labels import CERTAIN
@@ -161,7 +160,7 @@ def _read(
                 stop.positions = batch["positions"]
                 models[name].model(**causal_inputs(batch))
                 states = stop.take()
-                for part in chunks(len(states), stop.head):
+                for part in stop.head.chunks(len(states)):
                     logits = stop.head(states[part])[:, :vocabulary]
                     for each, kept in zip((logits, held.project(logits, part)), found[name], strict=True):
                         kept.append(_per_token(each, batch["targets"][part]))

@@ -18,7 +18,6 @@ from limbeck.evaluation.answer_rules import add_answer_rules
 from limbeck.evaluation.evaluate import SHOWN
 from limbeck.evaluation.generation_speed import generation_speed
 from limbeck.evaluation.statistics import figure, interval, paired_test, resamples, sums, token_means
-from limbeck.objectives.vocabulary import chunks
 from limbeck.progress import say
 from limbeck.recipe.schema import Evaluation
 from limbeck.rules.answers import AnswerRules
@@ -122,7 +121,7 @@ def _read(models: dict[str, Checkpoint], test: Dataset, vocabulary: int) -> tupl
                 stop.positions = batch["positions"]
                 models[name].model(**causal_inputs(batch))
                 states[name] = stop.take()
-            for some in chunks(len(batch["targets"]), stops["student"].head):
+            for some in stops["student"].head.chunks(len(batch["targets"])):
                 teacher = None
                 for name, stop in stops.items():
                     logits = stop.head(states[name][some])[:, :vocabulary].log_softmax(-1)

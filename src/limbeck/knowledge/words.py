@@ -29,8 +29,6 @@ from limbeck.tasks.text import length_sorted_batches
 
 _FEATURES = Features({"input_ids": List(Value("int32")), "first": Value("int32"), "words": Value("large_binary")})
 SHARD_BYTES = 2**25
-CHUNK = 2**22
-"""Logits made at a time on a CPU; on a GPU a few times as many."""
 
 
 def describe_words(
@@ -174,7 +172,6 @@ def _ask(
     """The packed words of each example, uint8 [tokens, width]."""
     model, device = teacher.model.eval(), teacher.model.device
     collate = CausalBatches(teacher.tokenizer)
-    step = max(1, (CHUNK if device.type == "cpu" else 16 * CHUNK) // form.vocabulary)
     found: list[np.ndarray] = [np.empty(0, np.uint8)] * len(examples)
     stop = StatesAt(model)
     try:
@@ -193,13 +190,12 @@ def _ask(
             uniform = torch.from_numpy(np.concatenate(draws)).to(device)
             held = _held(rules, batch_of) if rules is not None else None
             packed = []
-            for start in range(0, len(states), step):
-                some = slice(start, start + step)
-                with hardware.autocast(precision):
+            with hardware.autocast(precision):  # once: what it has cast, the head's weights, it forgets when it ends
+                for some in stop.head.chunks(len(states)):
                     logits = stop.head(states[some])[:, : form.vocabulary]
-                if held is not None:
-                    logits = held.project(logits, some)
-                packed.append(pack(logits, form, uniform[some]).cpu().numpy())
+                    if held is not None:
+                        logits = held.project(logits, some)
+                    packed.append(pack(logits, form, uniform[some]).cpu().numpy())
             parts = np.split(np.concatenate(packed), np.cumsum(sizes)[:-1])
             for row, part in zip(rows, parts, strict=True):
                 found[int(row)] = part

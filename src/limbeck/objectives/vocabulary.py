@@ -13,8 +13,8 @@ from limbeck.objectives.term import Term
 from limbeck.signals import Signals, WordSource
 from limbeck.tasks.text import Batch
 
-ON_CPU, ON_GPU = 2**22, 2**27
-"""Logits of a chunk: what a processor's cache holds, and half a gigabyte."""
+TOGETHER = 4
+"""Chunks whose gradients a CPU multiplies at once: each product passes over all of the head's weights."""
 _BY_POSITION = ("targets", "positions", "importance", "advantages")
 
 
@@ -28,9 +28,10 @@ def over_vocabulary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each term's total, and their weighted sum as a function of the states and the head's weights.
 
-    For each chunk of positions the student's logits are made, the terms' gradient by them is taken at once, and only
-    what it says of the states and of the head's weights is kept: the same value and gradient as with all logits in
-    memory, at the cost of no second forward pass (as in Liger's fused linear losses, Hsu et al. 2024, section 3.2).
+    For each chunk of positions the student's logits are made, the terms' gradient by them is taken at once, and what
+    that of a few chunks says of the states and of the head's weights is all that is kept: the same value and gradient
+    as with all logits in memory, at the cost of no second forward pass (as in Liger's fused linear losses, Hsu et al.
+    2024, section 3.2).
 
     Args:
         terms: terms that read logits alone.
@@ -51,7 +52,9 @@ def over_vocabulary(
     if "own" in batch:
         about["own"] = batch["own"].expand(len(states))
     totals = torch.zeros(len(terms), device=states.device)
-    for some in chunks(len(states), head):
+    waiting: list[torch.Tensor] = []
+    collected = 0
+    for some in head.chunks(len(states)):
         x = states.detach()[some]
         with torch.no_grad():
             raw = F.linear(x.to(weight.dtype), weight, bias)
@@ -62,8 +65,11 @@ def over_vocabulary(
             each = torch.stack([term.total(Signals(logits=head.finish(raw)), said, part) for term in terms])
         totals += each.detach()
         if learns:
-            (gradient,) = torch.autograd.grad((each * scales).sum(), raw)
-            _collect(gradient, x, some, weight.detach(), gradients)
+            waiting += torch.autograd.grad((each * scales).sum(), raw)
+            if len(waiting) == (TOGETHER if states.device.type == "cpu" else 1) or some.stop >= len(states):
+                of_raw = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+                _collect(of_raw, states.detach(), slice(collected, some.stop), weight.detach(), gradients)
+                waiting, collected = [], some.stop
     value = (totals * scales).sum()
     if not learns:
         return totals, value
@@ -71,18 +77,11 @@ def over_vocabulary(
     return totals, with_gradients(value, *zip(*needed, strict=True))
 
 
-def chunks(count: int, head: VocabularyHead) -> list[slice]:
-    """Runs of positions whose logits fit the limit."""
-    weight = head.linear.weight
-    step = max(1, (ON_CPU if weight.device.type == "cpu" else ON_GPU) // weight.shape[0])
-    return [slice(start, start + step) for start in range(0, count, step)]
-
-
 @torch.no_grad()
 def word_scores(states: torch.Tensor, head: VocabularyHead, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each target its negative log-likelihood in nats, and whether it is the likeliest; float32 [N] both."""
     loss, right = torch.empty(2, len(states), device=states.device)
-    for some in chunks(len(states), head):
+    for some in head.chunks(len(states)):
         logits = head(states[some])
         loss[some] = F.cross_entropy(logits, targets[some], reduction="none")
         right[some] = (logits.argmax(-1) == targets[some]).float()
@@ -90,9 +89,10 @@ def word_scores(states: torch.Tensor, head: VocabularyHead, targets: torch.Tenso
 
 
 def _collect(
-    gradient: torch.Tensor, x: torch.Tensor, some: slice, weight: torch.Tensor, gradients: list[torch.Tensor]
+    gradient: torch.Tensor, states: torch.Tensor, some: slice, weight: torch.Tensor, gradients: list[torch.Tensor]
 ) -> None:
-    """Add what a chunk's gradient by the linear map's result [c, V] says of the states x [c, d], weight and bias."""
+    """Add what the gradient by the linear map's result [c, V] says of the map's weights and of these states [N, d]."""
+    x = states[some]
     with torch.autocast(gradient.device.type, enabled=False):
         gradients[0][some] = gradient @ weight.to(gradient.dtype)
         if gradient.dtype == gradients[1].dtype:

@@ -22,7 +22,6 @@ from limbeck.anatomy import VocabularyHead
 from limbeck.checkpoints import vocabulary_size
 from limbeck.errors import InputError
 from limbeck.generation.local import written
-from limbeck.objectives.vocabulary import chunks
 from limbeck.recipe.schema import OnPolicy
 from limbeck.signals import SparseWords, WordSource
 from limbeck.tasks.causal_lm import CausalBatches
@@ -219,7 +218,7 @@ def advantages(
         normalised: the mean, not the sum.
     """
     reward = torch.empty(len(states), device=states.device)
-    for some in chunks(len(states), head):
+    for some in head.chunks(len(states)):
         targets = batch["targets"][some, None]
         said = teacher.words(some)
         if isinstance(said, SparseWords):

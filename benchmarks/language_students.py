@@ -1,7 +1,7 @@
 """Half of a language model's layers, trained by its teacher's kept words and by the text alone, over several seeds.
 
     python benchmarks/language_students.py --teacher MODEL --data DATA [--seeds 0 1 2] [--rows "labels" ...]
-    python benchmarks/language_students.py --teacher MODEL --data DATA --epochs 4 \
+    python benchmarks/language_students.py --teacher MODEL --data DATA --epochs 4 --tokens 24576 --lambada 500 \
         --results benchmarks/results/language_passes.json
     python benchmarks/language_students.py --teacher MODEL --data DATA --text FILE ... --epochs 6 --seeds 0 \
         --rows "labels" "kept words" "kept words, T=2" --results benchmarks/results/language_long.json
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--lambada", type=int, default=1000, help="examples of LAMBADA; 0 for none")
     options = parser.parse_args()
     asked: dict[str, Any] = {key: getattr(options, key) for key in SETTINGS} | {"teacher": Path(options.teacher).name}
-    asked["text"] = [file.name for file in options.text or []]
+    asked |= {"text": [file.name for file in options.text or []], "lambada examples": options.lambada}
     parts = [str(asked[key]) for key in SETTINGS] + [Path(name).stem for name in asked["text"]]
     options.output = options.output / "-".join(parts)  # a run's folder says of which settings it is
     options.output.mkdir(parents=True, exist_ok=True)

@@ -109,6 +109,7 @@ def small_systems(copies: int, rate: float) -> dict[str, System]:
         "no teacher": System("hinton", [LABELS_ALONE, *passes({"distill": 2 * more}, rate)]),
         "soft targets": System("hinton", passes({"distill": 2 * more}, rate)),
         "soft targets, augmented": System("hinton", [*AUGMENTED, *passes({"distill": 2}, rate)]),
+        "no teacher, pre-trained": System("hinton", [LABELS_ALONE, *passes({"distill": 2 * more}, rate)], "well-read"),
         "soft targets, pre-trained": System("hinton", passes({"distill": 2 * more}, rate), "well-read"),
         "soft targets, general-distilled": System("hinton", passes({"distill": 2 * more}, rate), "tinybert"),
         "tinybert": System(

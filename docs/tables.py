@@ -65,8 +65,13 @@ def students(found: dict[str, Any]) -> str:
         f"{passes}; {found['examples']} held-out examples. Means with 95 % t intervals over seeds, each with its own "
         "text. "
     )
+    if lambada:
+        note += f"LAMBADA's first {found['lambada examples']:,} examples. "
     machines = "; ".join(dict.fromkeys(machine(row) for row in found["rows"]))
-    return markdown(rows) + f"\n\n{note}On {machines}, by `python benchmarks/language_students.py`."
+    command = "python benchmarks/language_students.py" + (
+        f" --epochs {found['epochs']:g} --tokens {found['tokens']}" if found["epochs"] != 1 else ""
+    )
+    return markdown(rows) + f"\n\n{note}On {machines}, by `{command}`."
 
 
 def label_rules(found: dict[str, Any]) -> str:

@@ -11,6 +11,11 @@ import torch
 from conftest import FILLER, GOOD, make_causal, make_chat_tokenizer, write_jsonl
 from safetensors.torch import load_file
 
+from limbeck import hardware
+from limbeck.knowledge import formats
+from limbeck.knowledge import words as kept_words
+from limbeck.knowledge.formats import Format
+
 QUICK = [
     "training.batch_size=4", "training.epochs=1", "training.learning_rate=1e-3", "training.precision=float32",
     "task.max_length=32", "student.layers=2", "evaluation.resamples=100", "evaluation.speed=false", "export=[]",
@@ -63,6 +68,23 @@ def test_rows_that_pad_the_teachers_vocabulary_teach_nothing(keep: str, places: 
         found.append(student(command, line, output))
     for name, weight in found[0].items():
         torch.testing.assert_close(found[1][name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_kept_of_logits_in_bfloat16_is_computed_in_float32(
+    places: Path, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hardware, "pick_precision", lambda wanted="auto": "bfloat16")
+    seen = []
+
+    def pack(logits: torch.Tensor, form: Format, uniform: torch.Tensor) -> torch.Tensor:
+        assert (logits == logits.bfloat16()).all()
+        assert not torch.is_autocast_enabled("cpu")
+        seen.append(len(logits))
+        return formats.pack(logits, form, uniform)
+
+    monkeypatch.setattr(kept_words, "pack", pack)
+    student(command, words(places, "word-kd", "plain", tmp_path), tmp_path)
+    assert seen
 
 
 @pytest.mark.parametrize("keep", ["head_and_tail", "nothing"])

@@ -190,12 +190,13 @@ def _ask(
             uniform = torch.from_numpy(np.concatenate(draws)).to(device)
             held = _held(rules, batch_of) if rules is not None else None
             packed = []
-            with hardware.autocast(precision):  # once: what it has cast, the head's weights, it forgets when it ends
+            with hardware.autocast(precision):  # once: when it ends it forgets the weights that it has cast
                 for some in stop.head.chunks(len(states)):
                     logits = stop.head(states[some])[:, : form.vocabulary]
-                    if held is not None:
-                        logits = held.project(logits, some)
-                    packed.append(pack(logits, form, uniform[some]).cpu().numpy())
+                    with torch.autocast(device.type, enabled=False):
+                        if held is not None:
+                            logits = held.project(logits, some)
+                        packed.append(pack(logits, form, uniform[some]).cpu().numpy())
             parts = np.split(np.concatenate(packed), np.cumsum(sizes)[:-1])
             for row, part in zip(rows, parts, strict=True):
                 found[int(row)] = part

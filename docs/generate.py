@@ -205,7 +205,7 @@ SYSTEMS = {
         "soft targets, general-distilled",
     ),
     "minilm": ("minilm", "minilmv2"),
-    "well-read": ("well-read", "soft targets, pre-trained"),
+    "well-read": ("well-read", "soft targets, pre-trained", "no teacher, pre-trained"),
     "layerdrop": ("layerdrop", "layerdrop without dropping"),
     "mobilebert": ("mobilebert",),
 }

@@ -33,8 +33,10 @@ SAME = [
 ]
 
 
-def split_run(layer: str, *words: str, before: str = "", folder: Path) -> subprocess.CompletedProcess[str]:
-    """`limbeck` on two processes under FSDP as `accelerate launch` starts it, with CPUs in the place of GPUs."""
+def split_run(
+    layer: str, *words: str, before: str = "", folder: Path, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """`limbeck` on processes under FSDP as `accelerate launch` starts it, with CPUs in the place of GPUs."""
     script = folder / "limbeck_sharded.py"
     script.write_text(before + (TESTS / "sharded.py").read_text().replace("from __future__ import annotations\n", ""))
     settings = {
@@ -48,7 +50,14 @@ def split_run(layer: str, *words: str, before: str = "", folder: Path) -> subpro
         "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        str(script),
+    ]
     done = subprocess.run(
         [*launch, *words], capture_output=True, text=True, env=os.environ | settings, timeout=300, check=False
     )
@@ -64,7 +73,7 @@ def differ(one: Path, other: Path) -> float:
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours if not name.endswith("key.bias"))
 
 
-def test_a_split_student_that_was_killed_is_that_of_one_process(tmp_path, tiny_teacher_dir, reviews_csv, command):
+def test_a_split_student_that_was_killed_and_went_on_in_four_processes_is_that_of_one(tmp_path, tiny_teacher_dir, reviews_csv, command):
     words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", *SAME]
     two = [*words, "training.batch_size=8", f"output={tmp_path / 'two'}"]
     assert split_run("BertLayer", *two, before=killed_after(1), folder=tmp_path).returncode != 0
@@ -75,7 +84,8 @@ def test_a_split_student_that_was_killed_is_that_of_one_process(tmp_path, tiny_t
         "stage distill was stopped under FSDP and this run is without FSDP or DeepSpeed; launch as before, or remove"
         in printed
     )
-    assert "going on from" in split_run("BertLayer", *two, folder=tmp_path).stderr
+    four = [*words, "training.batch_size=4", f"output={tmp_path / 'two'}"]
+    assert "going on from" in split_run("BertLayer", *four, folder=tmp_path, processes=4).stderr
     assert command(*words, "training.batch_size=16", f"output={tmp_path / 'one'}")[0] == 0
     assert differ(tmp_path / "one", tmp_path / "two") < 1e-5
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]

@@ -73,7 +73,9 @@ def differ(one: Path, other: Path) -> float:
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours if not name.endswith("key.bias"))
 
 
-def test_a_split_student_that_was_killed_and_went_on_in_four_processes_is_that_of_one(tmp_path, tiny_teacher_dir, reviews_csv, command):
+def test_a_split_student_that_was_killed_and_went_on_in_four_processes_is_that_of_one(
+    tmp_path, tiny_teacher_dir, reviews_csv, command
+):
     words = ["distill", f"teacher={tiny_teacher_dir}", f"data={reviews_csv}", *SAME]
     two = [*words, "training.batch_size=8", f"output={tmp_path / 'two'}"]
     assert split_run("BertLayer", *two, before=killed_after(1), folder=tmp_path).returncode != 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from limbeck.errors import InputError
-from limbeck.objectives.divergence import divergence
-from limbeck.objectives.known_gradient import with_gradients
+from limbeck.objectives.divergence import divergence, squares
 from limbeck.objectives.layer_maps import resolve
 from limbeck.objectives.term import Shapes, need_shapes, need_teacher, valid
 from limbeck.recipe import terms
@@ -60,12 +59,4 @@ class Attention:
         both = [(student.scores[mine], teacher.scores[its].detach()) for mine, its in self.pairs.items()]
         if self.form == "kl":
             return torch.stack([divergence(s, t, batch) for s, t in both]).mean()
-        return torch.stack([_squares(s, t, batch) for s, t in both]).sum()
-
-
-def _squares(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
-    s, t, tokens, heads = student.detach(), teacher, valid(batch), student.shape[1]
-    dropped = ~(tokens[:, None, :, None] & tokens[:, None, None, :]) | s.isneginf() | t.isneginf()
-    apart = (s.float() - t.float()).masked_fill_(dropped, 0).flatten()
-    value = torch.dot(apart, apart) / heads
-    return with_gradients(value, [student], [apart.mul_(2 / heads).view_as(student)])
+        return torch.stack([squares(s, t, batch) for s, t in both]).sum()

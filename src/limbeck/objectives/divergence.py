@@ -1,8 +1,7 @@
-"""The KL divergence of two attention maps, and of two relations.
+"""How far two attention maps, or two relations, are apart.
 
-An attention map has n times n numbers for each head, and autograd would keep several of that size. Both functions find
-the gradient (softmax of the student less that of the teacher) along with the value, over as many maps at a time as a
-processor's cache holds.
+An attention map has n times n numbers for each head, and autograd would keep several of that size. All functions find
+the gradient along with the value, over as many maps at a time as a processor's cache holds.
 """
 
 from __future__ import annotations
@@ -17,6 +16,28 @@ from limbeck.tasks.text import Batch
 
 NEVER = -1e30  # like -inf its softmax is exactly zero; unlike it, it cannot turn into NaN in a row that is all of it
 ON_CPU, ON_GPU = 2**18, 2**26  # numbers of a chunk
+
+
+def squares(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Squared difference of scores, mean over heads, summed over the pairs of valid tokens; a float32 scalar.
+
+    Args:
+        student: scores [B, h, n, n]; pairs at which they, or the teacher's, are -inf contribute nothing.
+        teacher: likewise.
+        batch: says which tokens are valid.
+    """
+    heads, length = student.shape[1], student.shape[-1]
+    s, t = (scores.detach().flatten(0, 1) for scores in (student, teacher))
+    tokens = valid(batch).repeat_interleave(heads, 0)
+    gradient = torch.empty_like(s)
+    total = s.new_zeros((), dtype=torch.float32)
+    for some in _chunks(s, length):
+        seen = tokens[some, None, :] & tokens[some, :, None]
+        apart = s[some].float() - t[some].float()
+        apart.masked_fill_(~seen | s[some].isneginf() | t[some].isneginf(), 0)
+        total += torch.dot(apart.flatten(), apart.flatten())
+        torch.mul(apart, 2 / heads, out=gradient[some])
+    return with_gradients(total / heads, [student], [gradient.view_as(student)])
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -88,7 +109,10 @@ def _chunks(maps: torch.Tensor, length: int) -> list[slice]:
 
 
 def _kl(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL of the softmax of scores [k, n, n] summed over all rows, and its gradient by s; both arguments are used up."""
+    """KL of the softmax of scores [k, n, n] summed over all rows, and its gradient by s; both arguments are used up.
+
+    The gradient is the softmax of the student less that of the teacher.
+    """
     for scores in (s, t):  # as powers of two, which not only one maker's processors are fast at
         scores.sub_(scores.amax(-1, keepdim=True)).mul_(1 / math.log(2))
     apart = t - s

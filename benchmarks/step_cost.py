@@ -56,16 +56,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def median_times(rounds: int, functions: list[Callable[[Any], None]], batches: list[Any]) -> np.ndarray:
-    """Seconds [functions, rounds * batches], each batch met by every function in turn."""
+    """Seconds [functions, rounds * batches], each batch met by every function in turn, each of them first as often."""
     for function in functions:
         function(batches[0])
     found = np.empty((len(functions), rounds, len(batches)))
     for turn in range(rounds):
         for number, batch in enumerate(batches):
-            for place, function in enumerate(functions):
+            for step in range(len(functions)):
+                place = (turn + number + step) % len(functions)
                 hardware.synchronise()
                 started = time.perf_counter()
-                function(batch)
+                functions[place](batch)
                 hardware.synchronise()
                 found[place, turn, number] = time.perf_counter() - started
     return found.reshape(len(functions), -1)

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def median_times(rounds: int, functions: list[Callable[[Any], None]], batches: list[Any]) -> np.ndarray:
-    """Seconds [functions, rounds * batches], each batch met by every function in turn, each of them first as often."""
+    """Seconds [functions, rounds * batches], each batch met by every function, which take turns at being first."""
     for function in functions:
         function(batches[0])
     found = np.empty((len(functions), rounds, len(batches)))

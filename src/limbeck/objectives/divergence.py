@@ -7,6 +7,7 @@ the gradient along with the value, over as many maps at a time as a processor's 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -26,18 +27,13 @@ def squares(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch
         teacher: likewise.
         batch: says which tokens are valid.
     """
-    heads, length = student.shape[1], student.shape[-1]
-    s, t = (scores.detach().flatten(0, 1) for scores in (student, teacher))
-    tokens = valid(batch).repeat_interleave(heads, 0)
-    gradient = torch.empty_like(s)
-    total = s.new_zeros((), dtype=torch.float32)
-    for some in _chunks(s, length):
-        seen = tokens[some, None, :] & tokens[some, :, None]
-        apart = s[some].float() - t[some].float()
-        apart.masked_fill_(~seen | s[some].isneginf() | t[some].isneginf(), 0)
-        total += torch.dot(apart.flatten(), apart.flatten())
-        torch.mul(apart, 2 / heads, out=gradient[some])
-    return with_gradients(total / heads, [student], [gradient.view_as(student)])
+
+    def compare(s: torch.Tensor, t: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        apart = s.float() - t.float()
+        apart.masked_fill_(~pairs | s.isneginf() | t.isneginf(), 0)
+        return torch.dot(apart.flatten(), apart.flatten()), apart.mul_(2)
+
+    return _over_maps(student, teacher, batch, compare)
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -52,20 +48,15 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> to
         teacher: likewise.
         batch: says which tokens are valid.
     """
-    heads, length = student.shape[1], student.shape[-1]
-    s, t = (scores.detach().flatten(0, 1) for scores in (student, teacher))
-    tokens = valid(batch).repeat_interleave(heads, 0)
-    gradient = torch.empty_like(s)
-    total = s.new_zeros((), dtype=torch.float32)
-    for some in _chunks(s, length):
-        looks = tokens[some, None, :] & tokens[some, :, None] & ~s[some].isneginf()
-        seen = looks & ~t[some].isneginf()
+
+    def compare(s: torch.Tensor, t: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        looks = pairs & ~s.isneginf()
+        seen = looks & ~t.isneginf()
         # A row of which nothing is left is uniform in both, so it adds nothing to the value or the gradient.
-        mine, its = s[some].float().masked_fill(~looks, NEVER), t[some].float().masked_fill(~seen, NEVER)
-        mine.masked_fill_(~seen.any(-1, keepdim=True), NEVER)
-        found, gradient[some] = _kl(mine, its)
-        total += found
-    return with_gradients(total / heads, [student], [gradient.div_(heads).view_as(student)])
+        mine, its = s.float().masked_fill(~looks, NEVER), t.float().masked_fill(~seen, NEVER)
+        return _kl(mine.masked_fill_(~seen.any(-1, keepdim=True), NEVER), its)
+
+    return _over_maps(student, teacher, batch, compare)
 
 
 def relation_divergence(student: torch.Tensor, teacher: torch.Tensor, heads: int, batch: Batch) -> torch.Tensor:
@@ -100,6 +91,25 @@ def relation_divergence(student: torch.Tensor, teacher: torch.Tensor, heads: int
             gradient[some].baddbmm_(scaled.mT, of_scores.mT)  # each vector is a row's and a column's
     by_token = gradient.div_(heads).reshape(len(student), -1, length).mT.contiguous()
     return with_gradients(total / heads, [student], [by_token])
+
+
+def _over_maps(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    batch: Batch,
+    compare: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Mean over heads of what `compare` makes of scores [k, n, n] and their pairs of valid tokens, with its gradient."""
+    heads, length = student.shape[1], student.shape[-1]
+    s, t = (scores.detach().flatten(0, 1) for scores in (student, teacher))
+    tokens = valid(batch).repeat_interleave(heads, 0)
+    gradient = torch.empty_like(s)
+    total = s.new_zeros((), dtype=torch.float32)
+    for some in _chunks(s, length):
+        found, of_scores = compare(s[some], t[some], tokens[some, None, :] & tokens[some, :, None])
+        total += found
+        torch.div(of_scores, heads, out=gradient[some])
+    return with_gradients(total / heads, [student], [gradient.view_as(student)])
 
 
 def _chunks(maps: torch.Tensor, length: int) -> list[slice]:

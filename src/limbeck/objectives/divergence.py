@@ -99,7 +99,7 @@ def _over_maps(
     batch: Batch,
     compare: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """Mean over heads of what `compare` makes of scores [k, n, n] and their pairs of valid tokens, with its gradient."""
+    """Mean over heads of what `compare` makes of scores [k, n, n] and pairs of valid tokens, with its gradient."""
     heads, length = student.shape[1], student.shape[-1]
     s, t = (scores.detach().flatten(0, 1) for scores in (student, teacher))
     tokens = valid(batch).repeat_interleave(heads, 0)

@@ -1,6 +1,7 @@
 """Rules on a real case of each kind: film reviews classified, and sentiments written as JSON.
 
-    python benchmarks/rules.py --data DATA --models MODELS [--parts labels text] [--seeds 0 1 2] [--examples 1000]
+    python benchmarks/rules.py --data DATA --models MODELS [--parts labels text student] [--seeds 0 1 2]
+                               [--examples 1000] [--ways free "hard rules" ...]
 
 DATA holds `imdb_cad/{orig_train,orig_dev,orig_test,revised_test}.tsv` and `sst2/{train_sentences,test}.tsv`; MODELS
 holds `minilm` (all-MiniLM-L6-v2) and a language model as a folder or a .gguf file, by default
@@ -14,9 +15,13 @@ text: held-out sentences answered freely; under the hard rule of rules_answers.y
 several weights; and as the best of four samples, re-ranked. Counted are the answers that break a rule, those that name
 the right sentiment, and answers per second.
 
+student: half of the (first) language model's layers, taught by its answers under the rules to other sentences
+(`seqkd`), and then asked as in text.
+
 What is finished is kept in --output and reused; the figures are written anew after each part to
-benchmarks/results/rules.json. On 2 cores without other work: labels about 15 minutes for the teacher and as many for
-each seed, text about 75 minutes for each language model and 1,000 examples.
+benchmarks/results/rules.json, those of text beside what other models and ways of answering have there. On 2 cores
+without other work: labels about 15 minutes for the teacher and as many for each seed, text about 75 minutes for each
+language model and 1,000 examples.
 """
 
 from __future__ import annotations
@@ -47,6 +52,15 @@ REVIEWS, ANSWERS = HERE / "rules_reviews.yaml", HERE / "rules_answers.yaml"
 TESTS = {"reviews": "orig_test", "rewritten reviews": "revised_test"}
 COMMON = ["export=[]", "evaluation.resamples=200", "evaluation.speed=false", "task.max_length=256"]
 WEIGHTS = (2.0, 8.0)
+WAYS: dict[str, float | None] = {
+    "free": None,
+    "hard rules": None,
+    **{f"all rules, soft ones at {weight:g}": weight for weight in WEIGHTS},
+    "best of samples": None,  # of a quarter of the sentences: four times the work
+}
+"""Ways of answering, and the soft rules' weight where they are followed."""
+PROMPTS = 600
+"""Sentences that the student learns from, the last of the training split."""
 SAMPLES = 4
 LONGEST = 480
 """Tokens of an answer: a reason of 100 letters, none of which need more than four, and the form around it."""
@@ -57,7 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=["labels", "text"], default=["labels", "text"])
+    parts = ["labels", "text", "student"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="of answering")
     parser.add_argument("--language", nargs="+", default=["smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"])
     parser.add_argument("--output", type=Path, default=Path("runs/rules"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -66,22 +82,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="sentences answered at once")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"machine": hardware.describe(), "examples": options.examples, "longest": LONGEST}
     if "labels" in options.parts:
         for rows in labels(options):
-            result["labels"] = {"rows": rows, "table": table(rows)}
-            write(result)
+            write(labels={"machine": hardware.describe(), "rows": rows, "table": table(rows)})
     if "text" in options.parts:
-        for rows in text(options):
-            result["text"] = rows
-            write(result)
+        for name in options.language:
+            text(Path(name).stem, options.models / name, options)
+    if "student" in options.parts:
+        teacher = options.models / options.language[0]
+        text(f"half of {teacher.stem}", taught(teacher, options) / "student", options)
 
 
-def write(result: dict[str, Any]) -> None:
+def write(**found: Any) -> None:
     """Keep what other parts wrote before."""
     RESULTS.parent.mkdir(exist_ok=True)
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(before | result, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(before | found, indent=1) + "\n")
 
 
 # --- labels -------------------------------------------------------------------------------------------------------
@@ -167,45 +183,69 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --- text ---------------------------------------------------------------------------------------------------------
 
 
-def text(options: argparse.Namespace) -> Any:
-    """The rows so far, after each way of answering."""
-    with (options.data / "sst2" / "test.tsv").open(encoding="utf-8") as file:
-        examples = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[: options.examples]
+def rules_of(way: str) -> RuleBook | None:
+    """What an answer is held to while it is written."""
+    if way == "free":
+        return None
+    book = load_rules(ANSWERS)
+    if WAYS[way] is not None:
+        return reweighted(book, WAYS[way])
+    return RuleBook(tuple(rule for rule in book.rules if rule.hard))
+
+
+def text(name: str, path: Path, options: argparse.Namespace) -> None:
+    """Each way of answering, with its row written as soon as it is there."""
+    examples = read(options.data / "sst2" / "test.tsv")[: options.examples]
     sentences, truth = [each["sentence"] for each in examples], [each["label"] for each in examples]
     book = load_rules(ANSWERS)
-    hard = RuleBook(tuple(rule for rule in book.rules if rule.hard))
-    ways: dict[str, RuleBook | None] = {"free": None, "hard rules": hard}
-    ways |= {f"all rules, soft ones at {weight:g}": reweighted(book, weight) for weight in WEIGHTS}
-    ways["best of samples"] = hard  # of a quarter of the sentences: four times the work
-    rows = []
-    for name in options.language:
-        model = tokenizer = None
-        for way, rules in ways.items():
-            count = len(examples) // SAMPLES if way == "best of samples" else len(examples)
-            kept = options.output / f"{Path(name).stem}-{way.replace(' ', '-').replace(',', '')}-{count}.json"
-            if not kept.exists():
-                if model is None:
-                    model, tokenizer = open_language(options.models / name)
-                started = time.monotonic()
-                outputs = answer(
-                    model, tokenizer, sentences[:count], rules, way, reweighted(book, WEIGHTS[-1]), options.batch
-                )
-                kept.write_text(json.dumps({"seconds": time.monotonic() - started, "outputs": outputs}))
-            found = json.loads(kept.read_text())
-            right = [mood(output) == ("negative", "positive")[int(label)]
-                     for output, label in zip(found["outputs"], truth[:count], strict=True)]  # fmt: skip
-            rows.append(
-                {
-                    "model": name,
-                    "way": way,
-                    "examples": count,
-                    **violations(book, sentences[:count], found["outputs"]),
-                    "accuracy": float(np.mean(right)),
-                    "per second": count / found["seconds"],
-                    "words": float(np.mean([len(output.split()) for output in found["outputs"]])),
-                }
+    model = tokenizer = None
+    for way in options.ways:
+        count = len(examples) // SAMPLES if way == "best of samples" else len(examples)
+        kept = options.output / f"{name}-{way}-{count}.json".replace(" ", "-").replace(",", "")
+        if not kept.exists():
+            if model is None:
+                model, tokenizer = open_language(path)
+            started = time.monotonic()
+            outputs = answer(
+                model, tokenizer, sentences[:count], rules_of(way), way, reweighted(book, WEIGHTS[-1]), options.batch
             )
-            yield rows
+            kept.write_text(json.dumps({"seconds": time.monotonic() - started, "outputs": outputs}))
+        found = json.loads(kept.read_text())
+        right = [mood(output) == ("negative", "positive")[int(label)]
+                 for output, label in zip(found["outputs"], truth[:count], strict=True)]  # fmt: skip
+        row = {
+            "model": name,
+            "way": way,
+            "machine": hardware.describe(),
+            "longest": LONGEST,
+            "examples": count,
+            **violations(book, sentences[:count], found["outputs"]),
+            "accuracy": float(np.mean(right)),
+            "per second": count / found["seconds"],
+            "words": float(np.mean([len(output.split()) for output in found["outputs"]])),
+        }
+        before = json.loads(RESULTS.read_text()).get("text", []) if RESULTS.exists() else []
+        others = [each for each in before if (each["model"], each["way"]) != (name, way)]
+        write(text=sorted([*others, row], key=lambda each: (each["model"], list(WAYS).index(each["way"]))))
+
+
+def taught(teacher: Path, options: argparse.Namespace) -> Path:
+    """The run of a student that learnt from its teacher's answers under the rules."""
+    folder: Path = options.output / "student-that-writes"
+    if not (folder / "metrics.json").exists():
+        prompts = options.output / "prompts.jsonl"
+        sentences = [each["sentence"] for each in read(options.data / "sst2" / "train_sentences.tsv")]
+        lines = [json.dumps({"messages": turns(sentence)}) for sentence in sentences[-PROMPTS:]]
+        prompts.write_text("\n".join(lines) + "\n")
+        words = [f"teacher={teacher}", f"data={prompts}", f"rules={ANSWERS}", "student.layers=half", f"output={folder}"]
+        words += ["baseline=false", "export=[]", "data.generation.max_new_tokens=128", "training.learning_rate=3e-4"]
+        run("distill", "seqkd", *words, "evaluation.resamples=200", "evaluation.speed=false")
+    return folder
+
+
+def read(table: Path) -> list[dict[str, str]]:
+    with table.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def reweighted(book: RuleBook, weight: float) -> RuleBook:
@@ -234,14 +274,13 @@ SHOWN = [  # from the training split
 ]
 
 
-def asked(sentence: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def turns(sentence: str) -> list[dict[str, str]]:
     """The prompt, with two answered examples before it."""
-    turns = [{"role": "system", "content": ASK}]
+    said = [{"role": "system", "content": ASK}]
     for shown, sentiment, reason in SHOWN:
-        turns.append({"role": "user", "content": shown})
-        turns.append({"role": "assistant", "content": json.dumps({"sentiment": sentiment, "reason": reason})})
-    turns.append({"role": "user", "content": sentence})
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        said.append({"role": "user", "content": shown})
+        said.append({"role": "assistant", "content": json.dumps({"sentiment": sentiment, "reason": reason})})
+    return [*said, {"role": "user", "content": sentence}]
 
 
 @torch.inference_mode()
@@ -261,8 +300,9 @@ def answer(
     outputs: list[str] = []
     for start in range(0, len(sentences), batch):
         some = sentences[start : start + batch]
-        inputs = tokenizer([asked(each, tokenizer) for each in some], return_tensors="pt", padding=True,
-                           add_special_tokens=False).to(model.device)  # fmt: skip
+        prompts = [tokenizer.apply_chat_template(turns(each), tokenize=False, add_generation_prompt=True)
+                   for each in some]  # fmt: skip
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
         found = model.generate(
             **inputs, max_new_tokens=LONGEST, do_sample=many > 1, num_return_sequences=many, output_scores=many > 1,
             return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id,

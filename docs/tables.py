@@ -83,7 +83,7 @@ def label_rules(found: dict[str, Any]) -> str:
         cells = [percent(each[key]) for key in ("accuracy", "hard", "soft")]
         points = _points(each.get("over the plain student"))
         rows.append([each["model"], each["test"], each["use"], *cells, points])
-    return markdown(rows) + f"\n\nOn {machine(found)}, by `python benchmarks/rules.py`."
+    return markdown(rows) + f"\n\nOn {machine(found['labels'])}, by `python benchmarks/rules.py`."
 
 
 def text_rules(found: dict[str, Any]) -> str:
@@ -93,12 +93,15 @@ def text_rules(found: dict[str, Any]) -> str:
     rows = [
         ["model", "way of answering", "breaks a hard rule", "breaks a soft rule", "right", "answers a second", "of"]
     ]
+    ends: dict[str, str] = {}
     for each in found["text"]:
         cells = [f"{100 * each[key]:.1f} %" for key in ("hard", "soft", "accuracy")]
         rate = f"{each['per second']:.2f}" if "per second" in each else ""
         rows.append([each["model"], each["way"], *cells, rate, f"{each['examples']:,}"])
-    note = f"Answers end after {found['longest']} tokens; one that is cut there breaks the hard rule. "
-    return markdown(rows) + f"\n\n{note}On {machine(found)}, by `python benchmarks/rules.py`."
+        ends[each["model"]] = f"end after {each['longest']} tokens, on {machine(each)}"
+    notes = "; ".join(f"those of {model} {end}" for model, end in ends.items())
+    note = f"Answers that are cut break the hard rule: {notes}; by `python benchmarks/rules.py`."
+    return markdown(rows) + f"\n\n{note}"
 
 
 def benchmarks(found: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from limbeck.signals import Signals, SignalSource, Wanted, WordSource
 from limbeck.tasks.causal_lm import causal_inputs
 from limbeck.tasks.text import UNUSED, Batch, model_inputs
 from limbeck.training.on_policy import OwnAnswers, advantages
-from limbeck.training.order import EvenParts, LengthGroupedByEpoch, unused
+from limbeck.training.order import EvenParts, LengthGroupedByEpoch, longest_first, unused
 from limbeck.training.profiling import Profile, region
 
 
@@ -109,6 +109,10 @@ class DistillationTrainer(Trainer):
         # Of the whole global batch: the same examples make an update however many processes share it.
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedByEpoch(size, lengths, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Any:  # noqa: ANN401
+        """By length: transformers groups few examples by it less than many, or not at all."""
+        return longest_first(eval_dataset["length"][:]).tolist()
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """With no example twice in an epoch, however many processes share it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,10 +346,12 @@ def plan(found: dict[str, Any]) -> str:
         cells = []
         for name in names:
             unit, scale = units[name]
-            said, was, ratio = (each[name][key] for key in ("predicted", "found", "ratio"))
-            cells.append(f"{scale * said:.1f} {unit}, was {scale * was:.1f} ({100 * (ratio - 1):+.0f} %)")
+            said, was = (scale * statistics.median(each[name][key]) for key in ("predicted", "found"))
+            ratio = [f"{round(100 * (each[name]['ratio'][key] - 1)):+d}" for key in ("median", "low", "high")]
+            cells.append(f"{said:.1f} {unit}, was {was:.1f}: {ratio[0]} % ({ratio[1]} to {ratio[2]})")
         rows.append([each["student"], each["recipe"], *cells])
-    note = f"SST-2's sentences, {found['epochs']:g} epoch of each stage. On {machine(found)}, by "
+    note = f"SST-2's sentences, {found['epochs']:g} epoch of each stage; medians and extremes of {found['rounds']} "
+    note += f"rounds, each with a plan and runs of its own. On {machine(found)}, by "
     return markdown(rows) + f"\n\n{note}`python benchmarks/plan.py`."
 
 

@@ -39,6 +39,7 @@ from limbeck.data import Splits
 from limbeck.errors import InputError
 from limbeck.knowledge import store
 from limbeck.objectives import build_terms
+from limbeck.objectives.term import examples as examples_of
 from limbeck.recipe import Recipe
 from limbeck.signals import Signals
 from limbeck.students import build_student
@@ -47,7 +48,7 @@ from limbeck.teachers import HuggingFaceModel
 from limbeck.training import Teaching, checkpointing, lessons, stages, train_stages
 from limbeck.training.checkpointing import last_checkpoint, link_model, save_model
 from limbeck.training.order import EvenParts, unused
-from limbeck.training.trainer import DistillationTrainer
+from limbeck.training.trainer import DistillationTrainer, on_device
 
 TWO = Task("classification", LABELS)
 TESTS = Path(__file__).parent
@@ -239,6 +240,14 @@ def test_the_loss_needs_the_counts(tmp_path):
     trainer = DistillationTrainer.__new__(DistillationTrainer)
     with pytest.raises(TypeError, match="needs the counts"):
         trainer.compute_loss(make_model(), {})
+
+
+def test_a_batch_goes_to_a_device_without_the_rows_by_which_knowledge_is_read(tiny_teacher, reviews):
+    encoded = encode(numbered(reviews).select(range(4)), tiny_teacher.tokenizer, TWO, 32)
+    moved = on_device(collate(list(encoded), tiny_teacher.tokenizer), torch.device("meta"))  # nothing can be read there
+    assert {name for name, each in moved.items() if not each.is_meta} == {"row"}
+    assert Memory(np.eye(4)).signals(moved).logits.tolist() == np.eye(4).tolist()
+    assert examples_of(moved).is_meta
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------

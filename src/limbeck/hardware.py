@@ -24,6 +24,13 @@ def device() -> torch.device:
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device, which is not waited for: a GPU copies it when it comes to that."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def processes() -> PartialState:
     """This process among those that `accelerate launch` or `torchrun` started."""
     return PartialState(cpu=device().type == "cpu")

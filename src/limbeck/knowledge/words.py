@@ -146,9 +146,7 @@ class WordStore(Verified[tuple[np.ndarray, np.ndarray]]):
         flat = np.concatenate(parts).reshape(-1, self.format.width)
         if len(flat) != len(batch["positions"]):
             raise RuntimeError(f"{len(flat)} words are kept of examples with {len(batch['positions'])}")
-        return Signals(
-            at_words=_Kept(torch.from_numpy(flat).to(batch["positions"].device, non_blocking=True), self.format)
-        )
+        return Signals(at_words=_Kept(hardware.send(torch.from_numpy(flat), batch["positions"].device), self.format))
 
 
 class _Kept:

@@ -76,8 +76,9 @@ def need_teacher(teacher: Signals | None, name: str) -> Signals:
 
 
 def examples(batch: Batch) -> torch.Tensor:
-    """The number of examples, a scalar."""
-    return torch.full((), len(batch["row"]), device=batch["row"].device)  # a filled tensor waits for no device
+    """The number of examples, a scalar where the batch is; its rows alone may be elsewhere."""
+    device = next((each.device for name, each in batch.items() if name != "row"), batch["row"].device)
+    return torch.full((), len(batch["row"]), device=device)  # a filled tensor waits for no device
 
 
 def valid(batch: Batch) -> torch.Tensor:

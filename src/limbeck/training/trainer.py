@@ -43,6 +43,11 @@ class ExchangeInBfloat16(DistributedDataParallelKwargs):
         model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch's tensors but for `row`, by which what is kept is read: from a device that would wait for its work."""
+    return {name: each if name == "row" else hardware.send(each, device) for name, each in batch.items()}
+
+
 class DistillationTrainer(Trainer):
     """Trains a student on a weighted sum of terms.
 
@@ -115,8 +120,10 @@ class DistillationTrainer(Trainer):
         return longest_first(eval_dataset["length"][:]).tolist()
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        """With no example twice in an epoch, however many processes share it."""
+        """With no example twice in an epoch, however many processes share it, and batches not on the device yet."""
         loader: DataLoader[Batch] = super().get_train_dataloader()
+        # Accelerate would move the rows, too, and wait for each tensor; see `get_batch_samples`.
+        loader.device = None
         if self.args.world_size > 1:
             shard: Any = loader.batch_sampler
             shard.batch_sampler, shard.even_batches = EvenParts(shard.batch_sampler, self.args.world_size), False
@@ -136,7 +143,7 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Batch], torch.Tensor]:
         """The micro-batches of one update, and each term's count over all of them on all processes, float32 [terms]."""
         with region("data"):
-            batches = list(islice(epoch_iterator, num_batches))
+            batches = [on_device(batch, device) for batch in islice(epoch_iterator, num_batches)]
         if self.profile is not None and batches:
             self.profile.saw(batches)
         update = self.state.global_step
@@ -167,6 +174,11 @@ class DistillationTrainer(Trainer):
             said = [balance.sums(self._forward(self.model, batch).paths) * (UNUSED not in batch) for batch in given]
         sums = torch.stack(said).sum(0)
         balance.begin(self.accelerator.reduce(sums, "sum") if self.args.world_size > 1 else sums)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """With the rows where they are."""
+        moved: Batch = super()._prepare_inputs({name: each for name, each in inputs.items() if name != "row"})
+        return moved | {"row": inputs["row"]}
 
     def _answered(self, batch: Batch, update: int, number: int) -> Batch:
         """A micro-batch with the student's own answers."""
@@ -330,9 +342,9 @@ class DistillationTrainer(Trainer):
         if self.source is None:
             return None
         with region("knowledge"):
-            said, device = self.source.signals(inputs), inputs["row"].device
-        said.logits = None if said.logits is None else said.logits.to(device)
-        said.features = {layer: states.to(device) for layer, states in said.features.items()}
+            said, device = self.source.signals(inputs), self.args.device
+            said.logits = None if said.logits is None else hardware.send(said.logits, device)
+            said.features = {layer: hardware.send(states, device) for layer, states in said.features.items()}
         return said
 
     def _forward(self, model: nn.Module, inputs: Batch) -> Any:  # noqa: ANN401

@@ -8,9 +8,11 @@ the forward KL divergence by the head's weights, and its mean over the batch by 
 all of the teacher's words and from what each format keeps; the figure is the cosine of the two, mean and 95 % t
 interval over batches, each the mean of some draws. `distillkit` is a reference of DistillKit's recommended form,
 written after its description: the 128 likeliest tokens, 16 of their log-probabilities exact in bfloat16, the others by
-a polynomial of degree 4 and a square root fitted in float32, renormalised over the 128. Rates are medians of repeated
-packing and unpacking of one batch on the processor, all formats in turn; `--batches 0` measures these alone and leaves
-the other figures as they are. Writes benchmarks/results/words.json.
+a polynomial of degree 4 and a square root of their places, fitted in float32, renormalised over the 128. The fit is
+ill-conditioned unless places are counted from 0 to 1, an option of its that is not recommended: both are measured.
+
+Rates are medians of repeated packing and unpacking of one batch on the processor, all formats in turn; `--batches 0`
+measures these alone and leaves the other figures as they are. Writes benchmarks/results/words.json.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from limbeck.tasks.causal_lm import CausalBatches, encode_text
 
 RESULTS = Path("benchmarks/results/words.json")
 CHUNK = 128
-DISTILLKIT = "distillkit"
+DISTILLKIT = {"distillkit": False, "distillkit, places from 0 to 1": True}
 CASES = {
     "dense": ("dense", 0, 0, 16),
     "top-15": ("top_k", 15, 0, 16),
@@ -57,10 +59,14 @@ CASES = {
 }
 
 
-def distillkit(logs: torch.Tensor, k: int = 128, exact: int = 16, degree: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and probabilities [N, k] as DistillKit's recommended form gives them back."""
+def distillkit(
+    logs: torch.Tensor, normalised: bool, k: int = 128, exact: int = 16, degree: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and probabilities [N, k] as DistillKit's recommended form gives them back, or with its `normalize_t`."""
     values, ids = logs.topk(k, -1)
     places = torch.arange(k - exact, dtype=torch.float32, device=logs.device)
+    if normalised:
+        places = places / (k - exact - 1)
     terms = torch.stack([places.sqrt(), *(places**power for power in range(degree + 1))], 1)
     fit = values[:, exact:] @ torch.linalg.pinv(terms, atol=1e-5).T
     back = torch.cat([values[:, :exact].bfloat16().float(), fit @ terms.T], 1)
@@ -117,7 +123,7 @@ def one_batch(
     (its, its_stop), (mine, my_stop) = states_of(teacher, batch), states_of(student, batch)
     weight = my_stop.head.linear.weight
     keys = [(name, draw) for name, case in CASES.items() for draw in range(draws if case[2] else 1)]
-    sums = {key: Sums(weight) for key in [*keys, (DISTILLKIT, 0)]}
+    sums = {key: Sums(weight) for key in [*keys, *((name, 0) for name in DISTILLKIT)]}
     of_student, exact = Sums(weight), Sums(weight)
     random = torch.Generator().manual_seed(seed)
     for start in range(0, len(its), CHUNK):
@@ -127,8 +133,8 @@ def one_batch(
         of_student.add_all(my_stop.head(x).softmax(-1), x)
         exact.add_all(logs.exp(), x)
         for key, found in sums.items():
-            if key[0] == DISTILLKIT:
-                ids, p = distillkit(logs)
+            if key[0] in DISTILLKIT:
+                ids, p = distillkit(logs, DISTILLKIT[key[0]])
                 found.add(ids, p, x)
                 found.kl += spread(logs, ids, p)
                 continue
@@ -231,7 +237,7 @@ def main() -> None:
         result = {"machine": hardware.describe(), "teacher": Path(options.teacher).name, "student": about}
         result |= {"tokens": options.tokens, "batches": options.batches, "draws": options.draws, "formats": {}}
     for name, batches in found.items():
-        width = 312 if name == DISTILLKIT else Format(*CASES[name], vocabulary).width
+        width = 312 if name in DISTILLKIT else Format(*CASES[name], vocabulary).width
         figures = {key: interval([b[key] for b in batches]) for key in ("head weights", "last states", "kl")}
         result["formats"][name] = {"bytes": width, **figures}
     if options.rounds:

@@ -32,7 +32,12 @@ from gradients import (
 )
 from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler, SequentialSampler
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    get_linear_schedule_with_warmup,
+)
 
 from limbeck.checkpoints import Checkpoint, open_classifier
 from limbeck.data import Splits
@@ -248,6 +253,16 @@ def test_a_batch_goes_to_a_device_without_the_rows_by_which_knowledge_is_read(ti
     assert {name for name, each in moved.items() if not each.is_meta} == {"row"}
     assert Memory(np.eye(4)).signals(moved).logits.tolist() == np.eye(4).tolist()
     assert examples_of(moved).is_meta
+
+
+def test_the_trainer_leaves_rows_where_they_are(monkeypatch):
+    trainer, rows = DistillationTrainer.__new__(DistillationTrainer), torch.arange(4)
+    monkeypatch.setattr(
+        Trainer, "_prepare_input", lambda self, data: {key: each.to("meta") for key, each in data.items()}
+    )
+    given = trainer._prepare_inputs({"input_ids": torch.zeros(4, 2), "row": rows})
+    assert given["input_ids"].is_meta
+    assert given["row"] is rows
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -617,7 +632,12 @@ def test_a_student_opens_without_limbeck(train, tmp_path):
 import sys
 sys.modules["limbeck"] = None  # any import of it fails
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    get_linear_schedule_with_warmup,
+)
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
 batch = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2:], padding=True, return_tensors="pt")
 with torch.no_grad():

@@ -48,12 +48,13 @@ COMMON = ["baseline=false", "export=[]", "evaluation.resamples=200", "evaluation
 
 @dataclass(frozen=True)
 class Row:
-    """What a student learns: alpha of the text itself, 1 - alpha of the teacher's words at a temperature."""
+    """Alpha of the text itself and 1 - alpha of the teacher's words at a temperature; which layers it starts from."""
 
     alpha: float
     temperature: float = 1
     words: str = "head_and_tail"
     equal_time: bool = False
+    pattern: str = "spaced"
 
 
 ROWS = {
@@ -65,6 +66,8 @@ ROWS = {
     "kept words, T=2": Row(0.5, 2),
     "kept words, alpha 0, T=2": Row(0, 2),
     "top-15 and tail": Row(0.5, words="top_k"),
+    "kept words, layers by influence": Row(0.5, pattern="influence"),
+    "labels, layers by influence": Row(1, pattern="influence"),
 }
 SETTINGS = ("tokens", "length", "batch_size", "rate", "examples", "epochs")
 CONTROLS = ("labels", "labels, equal time", "all words")
@@ -138,6 +141,7 @@ def one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             "word-kd",
             f"teacher={options.teacher}",
             "student.layers=half",
+            f"student.pattern={row.pattern}",
             *words,
             f"output={folder}",
         ]

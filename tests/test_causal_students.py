@@ -17,7 +17,7 @@ from limbeck.errors import InputError
 from limbeck.recipe import load
 from limbeck.recipe.schema import Student, Width
 from limbeck.students import build_student, keep_layers
-from limbeck.students.importance import measure_importance
+from limbeck.students.importance import block_influence, measure_importance
 from limbeck.students.width import Units, _norms, check_width, choose_units, cut_width
 from limbeck.tasks import Task
 
@@ -311,3 +311,50 @@ def test_the_recipe_says_what_excludes_what(tmp_path: Path) -> None:
     made = Checkpoint(make_model("bert", hidden_size=32, num_attention_heads=4), make_tokenizer(), "t")
     with pytest.raises(InputError, match=r"student\.width and student\.architecture exclude each other"):
         build_student(Student(architecture="distilbert", width={"intermediate_size": 9}), None, made, WORDS, 0)
+
+
+@torch.no_grad()
+def test_influence_is_one_minus_the_cosine_of_what_a_layer_reads_and_writes() -> None:
+    teacher, tokenizer = make_causal(), make_byte_tokenizer()
+    texts = [TEXTS[0], TEXTS[1][:20]]  # of unequal lengths: padding counts as nothing
+    turned, tokens = torch.zeros(4, dtype=torch.float64), 0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text).input_ids])
+        read: list[torch.Tensor] = []
+        handles = [
+            layer.register_forward_hook(lambda m, a, out, kept=read: kept.extend((a[0][0].double(), out[0].double())))
+            for layer in teacher.model.layers
+        ]
+        teacher(ids)
+        for handle in handles:
+            handle.remove()
+        for layer in range(4):
+            before, after = read[2 * layer], read[2 * layer + 1]
+            turned[layer] += (1 - (before * after).sum(1) / (before.norm(dim=1) * after.norm(dim=1))).sum()
+        tokens += ids.shape[1]
+    found = block_influence(teacher, tokenizer, texts)
+    assert found == pytest.approx((turned / tokens).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("idle", [[2], [0, 2]])
+def test_layers_that_do_nothing_are_left_out_first(idle: list[int]) -> None:
+    teacher = Checkpoint(make_causal(vocabulary=420), make_byte_tokenizer(), "teacher")
+    for layer in (teacher.model.model.layers[number] for number in idle):
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    recipe = Student(layers=4 - len(idle), pattern="influence")
+    made = build_student(recipe, None, teacher, WORDS, 0, texts=TEXTS)
+    assert made.model.config.limbeck["initialisation"]["layers"] == [n for n in range(4) if n not in idle]
+    torch.testing.assert_close(logits(made.model), logits(teacher.model))
+    spaced = build_student(Student(layers=4 - len(idle)), None, teacher, WORDS, 0, texts=TEXTS)
+    assert not torch.allclose(logits(spaced.model), logits(teacher.model))
+
+
+def test_influence_needs_text_and_a_number_that_can_be() -> None:
+    teacher = Checkpoint(make_causal(vocabulary=420), make_byte_tokenizer(), "teacher")
+    with pytest.raises(InputError, match=r"there is none here; give pattern=spaced"):
+        build_student(Student(layers=2, pattern="influence"), None, teacher, WORDS, 0)
+    with pytest.raises(InputError, match=r"student\.layers is 5, but the teacher has 4 layers"):
+        build_student(Student(layers=5, pattern="influence"), None, teacher, WORDS, 0, texts=TEXTS)
+    whole = build_student(Student(layers="all", pattern="influence"), None, teacher, WORDS, 0)
+    torch.testing.assert_close(logits(whole.model), logits(teacher.model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from limbeck.cli import app
 from limbeck.errors import InputError
 from limbeck.recipe.schema import Student
 from limbeck.students import PATTERNS, as_distilbert, build_student, keep_layers, layers_of_pattern, layers_table
+from limbeck.students.importance import block_influence
 from limbeck.tasks import Task
 
 TWO = Task("classification", LABELS)
@@ -235,6 +237,20 @@ def test_layers_of_the_recipe(student, layers, tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     assert open_classifier(str(tmp_path)).model.config.limbeck == model.config.limbeck
     assert not hasattr(from_teacher.model.config, "limbeck")
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+@torch.no_grad()
+def test_influence_is_measured_in_any_encoder(architecture: str) -> None:
+    model, tokenizer, text = make_model(architecture).eval(), make_tokenizer(), "the film was good and late"
+    ids = torch.tensor([tokenizer(text).input_ids])
+    states = model.base_model(input_ids=ids, output_hidden_states=True).hidden_states[:-1]  # the last may be normed
+    expected = [1 - torch.cosine_similarity(one, other, dim=-1).mean() for one, other in itertools.pairwise(states)]
+    found = block_influence(model, tokenizer, [text])
+    assert found[:-1] == pytest.approx([float(each) for each in expected], abs=1e-5)
+    student = Student(layers=1, pattern="influence")
+    made = build_student(student, None, Checkpoint(model, tokenizer, "t"), TWO, 0, texts=[text])
+    assert made.model.config.limbeck["initialisation"]["layers"] == [found.index(max(found))]
 
 
 def test_half_of_one_layer_is_one():

@@ -12,9 +12,11 @@ from conftest import FILLER, GOOD, make_causal, make_chat_tokenizer, write_jsonl
 from safetensors.torch import load_file
 
 from limbeck import hardware
+from limbeck.checkpoints import open_causal
 from limbeck.knowledge import formats
 from limbeck.knowledge import words as kept_words
 from limbeck.knowledge.formats import Format
+from limbeck.students.importance import block_influence
 
 QUICK = [
     "training.batch_size=4", "training.epochs=1", "training.learning_rate=1e-3", "training.precision=float32",
@@ -55,6 +57,16 @@ def student(command: Any, line: list[str], output: Path) -> dict[str, torch.Tens
     code, printed = command(*line)
     assert code == 0, printed
     return load_file(output / "student" / "model.safetensors")
+
+
+def test_layers_are_chosen_by_what_they_do_to_the_data(places: Path, tmp_path: Path, command: Any) -> None:
+    words_of = words(places, "word-kd", "plain", tmp_path / "run", "student.pattern=influence", "student.layers=3")
+    student(command, words_of, tmp_path / "run")
+    made = json.loads((tmp_path / "run" / "student" / "config.json").read_text())["limbeck"]["initialisation"]
+    rows = map(json.loads, (places / "chat.jsonl").read_text().splitlines())
+    turns = [row[part] for row in rows for part in ("prompt", "completion")]
+    turned = block_influence(open_causal(str(places / "plain")).model, make_chat_tokenizer(), turns)
+    assert made["layers"] == sorted(sorted(range(4), key=lambda layer: -turned[layer])[:3])
 
 
 @pytest.mark.parametrize("keep", ["head_and_tail", "top_k", "dense", "nothing"])

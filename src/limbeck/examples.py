@@ -154,9 +154,9 @@ def _language_table(source: Source, use: str, objects: Mapping[str, Any], answer
     return data.read_chat(table) if answers else data.read_chat_or_prompts(table)
 
 
-def texts_for_width(recipe: Recipe, objects: Mapping[str, Any]) -> list[str] | None:
-    """Some of the training text of a language model, where a narrower student is to be cut by what is active on it."""
-    if recipe.student.width is None:
+def texts_for_cutting(recipe: Recipe, objects: Mapping[str, Any]) -> list[str] | None:
+    """Some of the training text of a language model, where a student's units or layers are chosen by what they do."""
+    if recipe.student.width is None and recipe.student.pattern != "influence":
         return None
     return some_texts(_language_table(recipe.data.train, "train", objects, recipe.data.generation is None))
 

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, objects: Mapping[str, Any], folder: RunFolder) -> Pr
     general = opening.general(recipe, teachers)
     given = opening.from_memory(recipe.student.model, objects) if recipe.student.model else None
     if recipe.task.kind in ("masked-lm", "causal-lm"):
-        kind, texts = Task(recipe.task.kind, ()), examples.texts_for_width(recipe, objects)
+        kind, texts = Task(recipe.task.kind, ()), examples.texts_for_cutting(recipe, objects)
         student = build_student(recipe.student, given, opening.first(teachers), kind, recipe.seed, texts=texts)
         if recipe.export.formats:
             check_gguf(student)

@@ -78,8 +78,9 @@ class Student(Section):
     layers: Depth | None = None
     """How many of the teacher's layers to keep (a number, `half`, `all`), or which, counted from 0. Half of them when
     nothing is given."""
-    pattern: Literal["alternate", "first", "last", "spaced"] = "spaced"
-    """Which layers a number keeps; `limbeck methods layers` prints the table."""
+    pattern: Literal["alternate", "first", "last", "spaced", "influence"] = "spaced"
+    """Which layers a number keeps; `limbeck methods layers` prints the table. `influence` keeps those that turn the
+    hidden states of some of the training text most, in their order."""
     width: Width | None = None
     """Narrower hidden states, feed-forward networks and fewer heads. All layers stay unless `layers` says so."""
     model: str | None = None

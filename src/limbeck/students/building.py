@@ -15,6 +15,7 @@ from limbeck.errors import InputError
 from limbeck.recipe.schema import Depth, Student
 from limbeck.students.conversion import as_distilbert
 from limbeck.students.fresh import fresh_student, tokenizer_for
+from limbeck.students.importance import block_influence
 from limbeck.students.layers import check_layers, chosen_layers, keep_layers
 from limbeck.students.other_inputs import fresh_other
 from limbeck.students.width import check_width, choose_units, cut_width
@@ -40,8 +41,9 @@ def build_student(
         task: sets the head; a checkpoint that brings another head gets a new one.
         seed: fixes what is initialised at random.
         general: the language model that teaches first; a fresh shape's embeddings are taken from it.
-        texts: text like that to be trained on, by which the units of a narrower student are chosen; without any they
-            are the first. Of `student.vectors` all of it: its words are the vocabulary.
+        texts: text like that to be trained on, by which the units of a narrower student are chosen, without any they
+            are the first; and its layers by their influence. Of `student.vectors` all of it: its words are the
+            vocabulary.
         examples: to learn from; a fresh shape that reads images or features is made to read these.
 
     Raises:
@@ -132,7 +134,7 @@ def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Se
         kept = student.layers
     whose = "the teacher" if student.model is None else "student.model"
     depth = _depth(source)
-    layers = chosen_layers(kept, student.pattern, depth, model=whose)
+    layers = chosen_layers(kept, student.pattern, depth, model=whose, influence=lambda: _influence(source, texts))
     origin = origin | {"layers": layers}
     if student.width is not None:
         if student.architecture is not None:
@@ -149,6 +151,20 @@ def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Se
     if hasattr(model, "pre_classifier"):
         origin["random"] = ["pre_classifier", "classifier"]
     return _record(Checkpoint(model, tokenizer_for(model, source.tokenizer), "student"), origin)
+
+
+def _influence(source: Checkpoint, texts: Sequence[str] | None) -> list[float]:
+    """How much each layer does to these texts.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not texts:
+        raise InputError(
+            "pattern=influence keeps the layers that do most to the training text, and there is none here; give "
+            "pattern=spaced, or the layers by number"
+        )
+    return block_influence(source.model, source.tokenizer, texts)
 
 
 def _record(checkpoint: Checkpoint, origin: dict[str, Any]) -> Checkpoint:

@@ -1,9 +1,13 @@
-"""Which units of a model matter on a text, by how active they are (Muralidharan et al. 2024, "Minitron", section 2.2).
+"""Which units and layers of a model matter on a text.
+
+Units by how active they are (Muralidharan et al. 2024, "Minitron", section 2.2).
 
 Of every channel the absolute activation is averaged over the tokens of an example, and over examples the root of the
 sum of squares is taken, which is the combination that the authors settle on. Channels of hidden states are judged by
 what the norms put out, neurons by what the projection down reads, and a key and value head by all that its query heads
 hand to the attention's output. One pass measures all three, on the whole model.
+
+Layers by how far they turn the hidden states (Men et al. 2024, "ShortGPT", section 3.1).
 """
 
 from __future__ import annotations
@@ -91,6 +95,37 @@ def measure_importance(
         neurons=found["neurons"],
         groups=[each.view(groups, -1).norm(dim=1) for each in found["heads"]],
     )
+
+
+def block_influence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[float]:
+    """Of each layer one minus the cosine between what it reads and what it writes, the mean over tokens.
+
+    Args:
+        model: any transformer with one stack of layers.
+        tokenizer: its own.
+        texts: text like that which the student will see; the first `TEXTS` are read.
+    """
+    stack = layer_list(model)[1]
+    turned = torch.zeros(len(stack))
+
+    def watch(number: int) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: tuple[Any, ...]) -> None:
+            read = args[0] if args else named["hidden_states"]
+            written = output[0] if isinstance(output, tuple) else output  # a tensor alone, of most
+            cosine = nn.functional.cosine_similarity(read.float(), written.float(), dim=-1)
+            turned[number] += float(((1 - cosine) * mask[..., 0]).sum())
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(number), with_kwargs=True) for number, layer in enumerate(stack)]
+    tokens = 0.0
+    with _at_rest(model):
+        for inputs, mask in _batches(model, tokenizer, texts):
+            model.base_model(**inputs)
+            tokens += float(mask.sum())
+    for handle in handles:
+        handle.remove()
+    return (turned / max(tokens, 1)).tolist()
 
 
 def norm_scales(

@@ -37,22 +37,32 @@ def layers_of_pattern(
     Raises:
         InputError: more are to be kept than there are, or none.
     """
-    if not 1 <= kept <= depth:
-        raise InputError(f"{key} is {kept}, but {model} has {depth} layers; keep at least 1 and at most {depth}")
+    _check_number(kept, depth, key, model)
     return PATTERNS[pattern](depth, kept)
 
 
+def _check_number(kept: int, depth: int, key: str, model: str) -> None:
+    if not 1 <= kept <= depth:
+        raise InputError(f"{key} is {kept}, but {model} has {depth} layers; keep at least 1 and at most {depth}")
+
+
 def chosen_layers(
-    layers: Depth, pattern: str, depth: int, key: str = "student.layers", model: str = "the teacher"
+    layers: Depth,
+    pattern: str,
+    depth: int,
+    key: str = "student.layers",
+    model: str = "the teacher",
+    influence: Callable[[], list[float]] | None = None,
 ) -> list[int]:
     """The layers that a recipe keeps: those named, or so many (`half` is at least one) by the pattern.
 
     Args:
         layers: as in the recipe.
-        pattern: one of `PATTERNS`.
+        pattern: one of `PATTERNS`, or `influence`.
         depth: the model's layers.
         key: where the recipe says it, for the message.
         model: what the user calls the model, for the message.
+        influence: measures how much each layer does, for that pattern; called where layers are to be left out.
 
     Raises:
         InputError: see `layers_of_pattern`; layers named are checked by `keep_layers`.
@@ -60,7 +70,15 @@ def chosen_layers(
     if isinstance(layers, list):
         return layers
     numbers = {"half": max(depth // 2, 1), "all": depth}
-    return layers_of_pattern(pattern, depth, numbers[layers] if isinstance(layers, str) else layers, key, model)
+    kept = numbers[layers] if isinstance(layers, str) else layers
+    if pattern != "influence":
+        return layers_of_pattern(pattern, depth, kept, key, model)
+    _check_number(kept, depth, key, model)
+    if kept == depth:
+        return list(range(depth))
+    assert influence is not None
+    each = influence()
+    return sorted(sorted(range(depth), key=lambda layer: -each[layer])[:kept])
 
 
 def layers_table(depths: Sequence[int] = (6, 12, 24)) -> list[tuple[int, int, str, list[int]]]:

@@ -111,7 +111,6 @@ def rules_of(options: argparse.Namespace, place: Path, side: str, output: str) -
         "data.validation": str(place / "held.jsonl"),
         "data.test": str(place / "held.jsonl"),
         "task.max_length": options.length,
-        "stages.distill.objectives.next_token": None,
         "stages.distill.objectives.soft_targets": {"form": "kl", "temperature": 1},
         "training.batch_size": options.batch,
         "training.gradient_checkpointing": side.endswith("checkpointing"),

@@ -237,7 +237,8 @@ def taught(teacher: Path, options: argparse.Namespace) -> Path:
         sentences = [each["sentence"] for each in read(options.data / "sst2" / "train_sentences.tsv")]
         lines = [json.dumps({"messages": turns(sentence)}) for sentence in sentences[-PROMPTS:]]
         prompts.write_text("\n".join(lines) + "\n")
-        words = [f"teacher={teacher}", f"data={prompts}", f"rules={ANSWERS}", "student.layers=half", f"output={folder}"]
+        words = [f"teacher={teacher}", f"data={prompts}", f"rules={ANSWERS}", f"output={folder}"]
+        words += ["student.layers=half", "student.pattern=spaced"]
         words += ["baseline=false", "export=[]", "data.generation.max_new_tokens=128", "training.learning_rate=3e-4"]
         run("distill", "seqkd", *words, "evaluation.resamples=200", "evaluation.speed=false")
     return folder

@@ -156,7 +156,7 @@ def _language_table(source: Source, use: str, objects: Mapping[str, Any], answer
 
 def texts_for_cutting(recipe: Recipe, objects: Mapping[str, Any]) -> list[str] | None:
     """Some of the training text of a language model, where a student's units or layers are chosen by what they do."""
-    if recipe.student.width is None and recipe.student.pattern != "influence":
+    if recipe.student.width is None and recipe.student.pattern_of(recipe.task.kind) != "influence":
         return None
     return some_texts(_language_table(recipe.data.train, "train", objects, recipe.data.generation is None))
 

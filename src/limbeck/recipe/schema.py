@@ -78,9 +78,10 @@ class Student(Section):
     layers: Depth | None = None
     """How many of the teacher's layers to keep (a number, `half`, `all`), or which, counted from 0. Half of them when
     nothing is given."""
-    pattern: Literal["alternate", "first", "last", "spaced", "influence"] = "spaced"
+    pattern: Literal["alternate", "first", "last", "spaced", "influence"] | None = None
     """Which layers a number keeps; `limbeck methods layers` prints the table. `influence` keeps those that turn the
-    hidden states of some of the training text most, in their order."""
+    hidden states of some of the training text most, in their order. When not given, of a causal-lm `influence`, else
+    `spaced`."""
     width: Width | None = None
     """Narrower hidden states, feed-forward networks and fewer heads. All layers stay unless `layers` says so."""
     model: str | None = None
@@ -100,6 +101,10 @@ class Student(Section):
     """The hub model's commit, tag or branch."""
     trust_remote_code: bool = False
     """Run the Python code that a hub model brings along. Off unless you ask for it here."""
+
+    def pattern_of(self, task: str) -> str:
+        """The pattern that a student for this kind of task is cut by."""
+        return self.pattern or ("influence" if task == "causal-lm" else "spaced")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:

@@ -318,19 +318,20 @@ def text_teacher(recipe: Recipe) -> str | None:
     general = None if alone else recipe.teacher.general
     who = short(general.model) if general else "the teacher" if alone else "the teacher's own body"
     if recipe.assistant is not None:
-        who = f"an assistant, itself distilled from {who} first; it started from {_start(recipe.assistant)}"
+        start = _start(recipe.assistant, recipe.task.kind)
+        who = f"an assistant, itself distilled from {who} first; it started from {start}"
     elif alone:
         return None
     return f"{who} ({'stages' if len(taught) > 1 else 'stage'} {', '.join(taught)})"
 
 
-def _start(made: Student) -> str:
+def _start(made: Student, task: str) -> str:
     """What a section makes a model of, in a few words."""
     if made.shape is not None:
         return _fresh({"shape": made.shape, "tokenizer": made.tokenizer, "embeddings": made.embeddings})
     source = "the teacher" if made.model is None else f"the checkpoint {short(made.model)}"
     depth = made.layers if made.layers is not None else "half" if made.model is None else "all"
-    return _depth(depth, made.pattern, f"{source}'s")
+    return _depth(depth, made.pattern_of(task), f"{source}'s")
 
 
 def augmentation(recipe: Recipe) -> str | None:

@@ -61,14 +61,14 @@ def build_student(
                 f"the student's model has {given.model.config.num_labels} outputs, the task has {task.outputs} "
                 f"({', '.join(task.labels)}); make it with num_labels={task.outputs}"
             )
-        return _cut(given, student, {"from": "model object", "model": student.model}, texts)
+        return _cut(given, student, task, {"from": "model object", "model": student.model}, texts)
     if student.model is not None:
         where = (student.model, student.revision, student.trust_remote_code)
         opened = _open(task, *where)
-        return _cut(opened, student, {"from": "checkpoint", "model": student.model}, texts)
+        return _cut(opened, student, task, {"from": "checkpoint", "model": student.model}, texts)
     if teacher is None:
         raise InputError("without a teacher the student's start must be given; add student=MODEL")
-    return _cut(teacher, student, {"from": "teacher"}, texts)
+    return _cut(teacher, student, task, {"from": "teacher"}, texts)
 
 
 def _open(task: Task, name: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
@@ -121,7 +121,9 @@ def _refuse_idle_entries(student: Student) -> None:
         )
 
 
-def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Sequence[str] | None) -> Checkpoint:
+def _cut(
+    source: Checkpoint, student: Student, task: Task, origin: dict[str, Any], texts: Sequence[str] | None
+) -> Checkpoint:
     """A copy of `source` with the layers and widths that the recipe keeps.
 
     Of a teacher half of the layers by default, else all.
@@ -134,7 +136,9 @@ def _cut(source: Checkpoint, student: Student, origin: dict[str, Any], texts: Se
         kept = student.layers
     whose = "the teacher" if student.model is None else "student.model"
     depth = _depth(source)
-    layers = chosen_layers(kept, student.pattern, depth, model=whose, influence=lambda: _influence(source, texts))
+    layers = chosen_layers(
+        kept, student.pattern_of(task.kind), depth, model=whose, influence=lambda: _influence(source, texts)
+    )
     origin = origin | {"layers": layers}
     if student.width is not None:
         if student.architecture is not None:

@@ -67,10 +67,11 @@ ROWS = {
     "kept words, alpha 0, T=2": Row(0, 2),
     "top-15 and tail": Row(0.5, words="top_k"),
     "kept words, layers by influence": Row(0.5, pattern="influence"),
-    "labels, layers by influence": Row(1, pattern="influence"),
+    "kept words, alpha 0, layers by influence": Row(0, pattern="influence"),
+    "labels, equal time, layers by influence": Row(1, equal_time=True, pattern="influence"),
 }
 SETTINGS = ("tokens", "length", "batch_size", "rate", "examples", "epochs")
-CONTROLS = ("labels", "labels, equal time", "all words")
+CONTROLS = ("labels", "labels, equal time", "all words", "kept words", "labels, equal time, layers by influence")
 
 
 def texts(data: Path, seed: int, options: argparse.Namespace) -> tuple[Path, Path]:

@@ -362,6 +362,8 @@ def test_the_recipes_are_the_papers() -> None:
     assert (logits.names, logits.soft_targets.form) == (["soft_targets"], "mse")
     made = load("bilstm", base).data.augmentation
     assert (made.mask, made.same_tag, made.ngram, made.copies) == (0.1, 0.1, 0.25, 20)
+    words = stages["word-kd"]["distill"].objectives
+    assert (words.names, words.soft_targets.weight, words.soft_targets.temperature) == (["soft_targets"], 1, 1)
     assert list(stages["figurative"]) == ["examples", "task"]
     assert stages["figurative"]["task"].objectives.names == ["soft_targets", "next_token"]
     assert stages["figurative-unsupervised"]["examples"].objectives.names == ["soft_targets", "contrastive"]

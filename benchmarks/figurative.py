@@ -79,7 +79,9 @@ def figures(model: dict[str, Any]) -> dict[str, float]:
     found |= {kind: ruled["violations"][kind]["value"] for kind in ("hard", "soft")}
     if "with_rules" in ruled:
         held = ruled["with_rules"]
-        found |= {f"held {kind}": held["violations"][kind]["value"] for kind in ("hard", "soft") if "violations" in held}
+        found |= {
+            f"held {kind}": held["violations"][kind]["value"] for kind in ("hard", "soft") if "violations" in held
+        }
         found["held accuracy"] = held["difference"]["value"]
     return found
 

@@ -15,6 +15,7 @@ from limbeck.recipe import load
 from limbeck.recipe.schema import Recipe
 from limbeck.report import metrics_table, write_card, write_report
 from limbeck.report.numbers import bounds, count, difference, duration, p_value, score, significant, times
+from limbeck.report.sections import tiles
 from limbeck.report.sentences import (
     augmentation,
     comparison,
@@ -413,6 +414,14 @@ def test_verdict():
     )
     assert verdict(bare()) == "The student keeps 99.1 % of the teacher's accuracy at 61 % of its size."
     assert verdict(alone()) == "The model's accuracy is 91.6 % on 1,900 test examples."
+
+
+def test_sizes_of_numbers_of_other_widths_are_told_in_parameters():
+    metrics = bare()
+    whole = metrics["teacher"]["size"]
+    metrics["teacher"]["size"] = {"parameters": whole["parameters"], "bytes": whole["bytes"] // 6}  # a GGUF file's
+    assert verdict(metrics) == "The student keeps 99.1 % of the teacher's accuracy at 61 % of its parameters."
+    assert tiles(metrics)[1][:2] == ("61 %", "of the teacher's parameters")
 
 
 def test_speeds_are_told_with_their_terms():

@@ -32,6 +32,7 @@ from limbeck.report.table import (
     name_of,
     number,
     quality_cell,
+    sizes,
     speed_up,
 )
 
@@ -82,10 +83,12 @@ def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
     if retention is not None and metrics.get("teacher"):
         interval = bounds("accuracy", *(get(metrics, "student", "retention_interval") or (None, None)))
         tiles.append((percent(retention), f"of the teacher's {phrase(metric)}", interval))
-    teacher, student = (number(metrics, name, "size", "bytes") for name in ("teacher", "student"))
-    if teacher and student:
-        detail = f"{significant(teacher / 1e6)} to {significant(student / 1e6)} MB"
-        tiles.append((rough_percent(student / teacher), "of the teacher's size", detail))
+    size = sizes(metrics)
+    if size is not None:
+        teacher, student, unit = size
+        of, short = ("size", "MB") if unit == "bytes" else (unit, "million")
+        detail = f"{significant(teacher / 1e6)} to {significant(student / 1e6)} {short}"
+        tiles.append((rough_percent(student / teacher), f"of the teacher's {of}", detail))
     faster = speed_up(metrics, "student")
     if faster:
         generated = number(metrics, "student", *NEW_TOKENS) is not None

@@ -21,7 +21,7 @@ from limbeck.report.numbers import (
     times,
     title,
 )
-from limbeck.report.table import Metrics, get, main_metric, models, name_of, number, speed_up, tested
+from limbeck.report.table import Metrics, get, main_metric, models, name_of, number, sizes, speed_up, tested
 
 
 def verdict(metrics: Metrics) -> str:
@@ -34,8 +34,11 @@ def verdict(metrics: Metrics) -> str:
         sentence = f"The {who}'s {phrase(metric)} is {reached} on {tested(metrics):,} test examples"
     else:
         sentence = f"The student keeps {percent(retention)} of the teacher's {phrase(metric)}"
-    teacher, student = (number(metrics, name, "size", "bytes") for name in ("teacher", "student"))
-    gains = [f"{rough_percent(student / teacher)} of its size"] if teacher and student else []
+    gains = []
+    size = sizes(metrics)
+    if size is not None:
+        teacher, student, unit = size
+        gains.append(f"{rough_percent(student / teacher)} of its {'size' if unit == 'bytes' else unit}")
     faster = speed_up(metrics, "student")
     if faster:
         gains.append(f"{times(faster)} its speed")

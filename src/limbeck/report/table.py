@@ -98,6 +98,21 @@ def speed_up(metrics: Metrics, model: str) -> float | None:
     return teacher / own if teacher and own else None
 
 
+def sizes(metrics: Metrics) -> tuple[float, float, str] | None:
+    """The teacher's and the student's size, in `bytes`; in `parameters` where they are kept in numbers of other widths.
+
+    A teacher of four bits a weight is no larger than a student a quarter as large in float32.
+    """
+    ends = ("teacher", "student")
+    teacher, student = (number(metrics, name, "size", "bytes") for name in ends)
+    if not (teacher and student):
+        return None
+    its, own = (number(metrics, name, "size", "parameters") for name in ends)
+    if its and own and not 0.8 < (teacher / its) / (student / own) < 1.25:
+        return its, own, "parameters"
+    return teacher, student, "bytes"
+
+
 def headline(metrics: Metrics) -> list[Column]:
     """The headline table's columns. One without any value is left out.
 

@@ -111,7 +111,8 @@ def figurative(found: dict[str, Any]) -> str:
     rows = [["", *heads, "breaks a hard rule", "a soft one", "held to rules: hard", "soft", "accuracy", "seeds"]]
     for each in found["table"]:
         cells = [percent(each["accuracy"]), _span(each["perplexity"], 1)]
-        cells += [_span(each["kl"], 3) if "kl" in each else "", percent(each["agreement"]) if "kl" in each else ""]
+        compared = each["row"] != "teacher"
+        cells += [_span(each["kl"], 3) if compared else "", percent(each["agreement"]) if compared else ""]
         cells += [percent(each[kind]) for kind in ("hard", "soft")]
         cells += [percent(each[f"held {kind}"]) if f"held {kind}" in each else "" for kind in ("hard", "soft")]
         rows.append([each["row"], *cells, _points(each.get("held accuracy")), str(len(each["seeds"]))])

@@ -12,10 +12,11 @@ from datasets import Dataset
 from limbeck.anatomy import shape_of
 from limbeck.checkpoints import Checkpoint, open_causal, open_classifier, open_language_model
 from limbeck.errors import InputError
+from limbeck.progress import say
 from limbeck.recipe.schema import Depth, Student
 from limbeck.students.conversion import as_distilbert
 from limbeck.students.fresh import fresh_student, tokenizer_for
-from limbeck.students.importance import block_influence
+from limbeck.students.importance import TEXTS, block_influence
 from limbeck.students.layers import check_layers, chosen_layers, keep_layers
 from limbeck.students.other_inputs import fresh_other
 from limbeck.students.width import check_width, choose_units, cut_width
@@ -168,6 +169,7 @@ def _influence(source: Checkpoint, texts: Sequence[str] | None) -> list[float]:
             "pattern=influence keeps the layers that do most to the training text, and there is none here; give "
             "pattern=spaced, or the layers by number"
         )
+    say(f"student: looking at what each layer does to {min(len(texts), TEXTS)} texts, to keep those that do most")
     return block_influence(source.model, source.tokenizer, texts)
 
 

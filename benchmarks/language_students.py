@@ -7,7 +7,8 @@
         --rows "labels" "kept words" "kept words, T=2" --results benchmarks/results/language_long.json
 
 DATA holds `wiki_squad_paragraphs/{train.txt.gz,dev.txt}` and, for LAMBADA, `lambada/test.jsonl`. Each seed has its own
-part of the text, of `--tokens` tokens, which all its rows learn from in the same order; the start is the same for all.
+part of the text, of `--tokens` tokens, which all its rows learn from in the same order; the start is the same for all,
+spaced layers, but for rows "by influence", which choose them by their own text.
 "labels, equal time" reads more of it (with the seed's next text), for as long as a kept-words row takes, which asks the
 teacher once and then learns for `--epochs`: benchmarks/peer_trl.py measures both rates, 289 tokens of the text a second
 and 169 with the teacher asked, so that asking costs 0.7 of one pass. Measured are accuracy, perplexity and KL to the

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from intervals import interval
+from intervals import interval, paired
 
 from limbeck import hardware
 from limbeck.files import read_json, write_atomic, write_json
@@ -87,10 +87,11 @@ def figures(model: dict[str, Any]) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By row: figures over seeds; of students also what they keep of the teacher, and paired gains over no teacher."""
-    by_row: dict[str, dict[int, dict[str, Any]]] = {}
+    """By row: figures over seeds, and of students the paired differences from no teacher."""
+    by_row: dict[str, dict[int, dict[str, float]]] = {}
     for entry in rows:
-        by_row.setdefault(entry["row"], {})[entry["seed"]] = entry
+        figures_of = {key: value for key, value in entry.items() if key not in ("row", "seed")}
+        by_row.setdefault(entry["row"], {})[entry["seed"]] = figures_of
     found = []
     for name in ("teacher", *ROWS, "no teacher"):
         seeds = by_row.get(name, {})
@@ -98,16 +99,10 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         if name == "teacher":  # the same whatever the seed
             seeds = dict([next(iter(seeds.items()))])
-        keys = [key for key in next(iter(seeds.values())) if key not in ("row", "seed")]
         mine: dict[str, Any] = {"row": name, "seeds": sorted(seeds)}
-        mine |= {key: interval([seeds[seed][key] for seed in sorted(seeds)]) for key in keys}
-        both = sorted(set(seeds) & set(by_row.get("no teacher", {})))
-        if both and name not in ("teacher", "no teacher"):
-            other = by_row["no teacher"]
-            mine["over no teacher"] = {
-                key: interval([seeds[seed][key] - other[seed][key] for seed in both])
-                for key in ("accuracy", "perplexity", "kl", "agreement")
-            }
+        mine |= {key: interval([seeds[seed][key] for seed in sorted(seeds)]) for key in next(iter(seeds.values()))}
+        if name not in ("teacher", "no teacher"):
+            mine["over no teacher"] = paired(seeds, by_row.get("no teacher", {}))
         found.append(mine)
     return found
 

@@ -17,6 +17,13 @@ def interval(values: list[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "half": half, "values": values}
 
 
+def paired(mine: dict[int, dict[str, float]], others: dict[int, dict[str, float]]) -> dict[str, Any]:
+    """By figure the difference of rows over the seeds that both have; empty where there are none."""
+    both = sorted(set(mine) & set(others))
+    keys = [key for key in mine[both[0]] if key in others[both[0]]] if both else []
+    return {key: interval([mine[seed][key] - others[seed][key] for seed in both]) for key in keys}
+
+
 def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
     """How many times as long the slow ones took, round by round: median and extremes."""
     each = sorted(one / other for one, other in zip(slow, fast, strict=True))

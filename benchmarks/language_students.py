@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intervals import interval
+from intervals import interval, paired
 
 from limbeck import hardware
 from limbeck.checkpoints import open_causal
@@ -188,14 +188,9 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine: dict[str, Any] = {"row": name, "seeds": sorted(seeds)}
         mine |= {key: interval([each[key] for each in seeds.values()]) for key in first}
         for control in CONTROLS:
-            both = sorted(set(seeds) & set(by_row.get(control, {})))
-            if both and control != name:
-                other = by_row[control]
-                mine[f"over {control}"] = {
-                    key: interval([seeds[seed][key] - other[seed][key] for seed in both])
-                    for key in first
-                    if key in other[both[0]]
-                }
+            over = paired(seeds, by_row.get(control, {}))
+            if over and control != name:
+                mine[f"over {control}"] = over
         found.append(mine)
     return found
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck.anatomy import layer_list, parts_of
@@ -82,11 +83,9 @@ def measure_importance(
         for kind, modules in watched.items()
         for number, module in enumerate(modules)
     ]
-    with _at_rest(model):
+    with _at_rest(model, handles):
         for inputs, mask in _batches(model, tokenizer, texts):  # noqa: B007  (the hooks read the mask)
             model.base_model(**inputs)
-    for handle in handles:
-        handle.remove()
     found = {
         kind: [squares[kind, number].sqrt().cpu() for number in range(len(each))] for kind, each in watched.items()
     }
@@ -119,12 +118,10 @@ def block_influence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
     handles = [layer.register_forward_hook(watch(number), with_kwargs=True) for number, layer in enumerate(stack)]
     tokens = 0.0
-    with _at_rest(model):
+    with _at_rest(model, handles):
         for inputs, mask in _batches(model, tokenizer, texts):
             model.base_model(**inputs)
             tokens += float(mask.sum())
-    for handle in handles:
-        handle.remove()
     return (turned / max(tokens, 1)).tolist()
 
 
@@ -152,17 +149,16 @@ def norm_scales(
 
     handles = [norm.register_forward_pre_hook(hook) for norm in norms(model)]
     tokens = 0.0
-    with _at_rest(model):
+    with _at_rest(model, handles):
         for inputs, mask in _batches(model, tokenizer, texts):
             model.base_model(**inputs)
             tokens += float(mask.sum())
-    for handle in handles:
-        handle.remove()
     return {name: float(total) / tokens for name, total in sums.items()}
 
 
 @contextmanager
-def _at_rest(model: PreTrainedModel) -> Iterator[None]:
+def _at_rest(model: PreTrainedModel, handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Nothing of the model is changed, and the hooks are gone in the end."""
     training = model.training
     model.eval()
     try:
@@ -170,6 +166,8 @@ def _at_rest(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+        for handle in handles:
+            handle.remove()
 
 
 def _batches(
